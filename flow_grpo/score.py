@@ -1,0 +1,129 @@
+"""What a scorer is and what it returns: a reward per image and, where it has one, a map of where the reward was earned."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MapKind = Literal["reward", "importance"]
+
+# Rounding of a clamp, a blur or a resize in float; one fortieth of an 8-bit level.
+RANGE_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """Rewards of a batch of B images, checked when it is made.
+
+    reward: (B,) float, finite.
+    reward_map: (B, H, W) float in [0, 1], row 0 at the top; None where the scorer has no map.
+    map_kind: "reward" (0 bad, 0.5 neutral, 1 good: how good each pixel is), "importance" (where the reward came from),
+        or None without a map.
+    map_valid: (B,) bool, False where an image's map must not be used: what it holds there is not checked.
+        Left out: True for every image of a map, False without a map.
+    details: {name: (B,)} what the scorer measured on the way, for tracking.
+
+    Raises ValueError where a shape, a range or the pairing of map and kind is wrong.
+    """
+
+    reward: Tensor
+    reward_map: Tensor | None = None
+    map_kind: MapKind | None = None
+    map_valid: Tensor | None = None
+    details: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.reward.ndim != 1 or not self.reward.is_floating_point():
+            raise ValueError(f"reward must be (B,) float, got {_describe(self.reward)}; give one number per image")
+        if not self.reward.isfinite().all():
+            raise ValueError(f"reward must be finite, got {self.reward.tolist()}; raise in the scorer instead")
+        for name, values in self.details.items():
+            if values.shape != self.reward.shape:
+                raise ValueError(f"details[{name!r}] must be {tuple(self.reward.shape)}, got {_describe(values)}")
+        if self.map_valid is None:
+            valid = torch.full_like(self.reward, self.reward_map is not None, dtype=torch.bool)
+            object.__setattr__(self, "map_valid", valid)  # the dataclass is frozen
+        self._check_map()
+
+    def _check_map(self):
+        batch = len(self.reward)
+        if self.map_valid.shape != (batch,) or self.map_valid.dtype != torch.bool:
+            raise ValueError(f"map_valid must be ({batch},) bool, got {_describe(self.map_valid)}")
+        if self.reward_map is None:
+            if self.map_kind is not None or self.map_valid.any():
+                raise ValueError(
+                    f"without a reward_map, map_kind must be None and map_valid all False, got map_kind={self.map_kind!r} "
+                    f"and map_valid={self.map_valid.tolist()}; give the map too"
+                )
+            return
+        if self.map_kind not in ("reward", "importance"):
+            raise ValueError(f'a reward_map needs map_kind "reward" or "importance", got {self.map_kind!r}')
+        if self.reward_map.ndim != 3 or len(self.reward_map) != batch or not self.reward_map.is_floating_point():
+            raise ValueError(f"reward_map must be ({batch}, H, W) float, got {_describe(self.reward_map)}")
+        _check_unit_range(
+            "reward_map", self.reward_map[self.map_valid], "normalise or clamp it, or mark the image invalid"
+        )
+
+
+class Scorer(Protocol):
+    """Anything that scores images: called from several threads, it keeps no state between calls."""
+
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
+    ) -> Score:
+        """Score images (B, 3, H, W), float in [0, 1], against one prompt (and one metadata mapping, if any) per image.
+
+        The score's tensors are on the images' device.
+        """
+
+
+def check_images(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None) -> None:
+    """Refuse what no scorer can score.
+
+    images: (B, 3, H, W), any float dtype, values in [0, 1] within RANGE_TOLERANCE, B, H and W at least 1.
+    prompts: B strings. metadata: B mappings; None or empty means none.
+    Raises ValueError that says what it got, what it wanted and what to do.
+    """
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        raise ValueError(f"images must be a tensor (B, 3, H, W), got {_describe(images)}; stack the images into one")
+    if images.shape[1] != 3:
+        hint = "permute(0, 3, 1, 2) them" if images.shape[3] == 3 else "convert them to RGB"
+        raise ValueError(f"images must be (B, 3, H, W), got {_describe(images)}; {hint}")
+    if images.numel() == 0:
+        raise ValueError(f"images must hold at least one pixel, got {_describe(images)}; skip empty batches")
+    if not images.is_floating_point():
+        raise ValueError(f"images must be float in [0, 1], got {_describe(images)}; use images.float() / 255")
+    _check_unit_range("images", images, "clamp an overshoot, divide 8-bit levels by 255, map [-1, 1] by (x + 1) / 2")
+    if isinstance(prompts, str) or len(prompts) != len(images):
+        got = "one string" if isinstance(prompts, str) else f"{len(prompts)} prompts"
+        raise ValueError(
+            f"prompts must be one per image, got {got} for {len(images)} images; give a list of that length"
+        )
+    if metadata and (isinstance(metadata, Mapping) or len(metadata) != len(images)):
+        got = "one mapping" if isinstance(metadata, Mapping) else f"{len(metadata)} entries"
+        raise ValueError(f"metadata must be one mapping per image, got {got} for {len(images)} images; or give None")
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Images (B, 3, H, W), float in [0, 1], as (B, H, W, 3) uint8 RGB in memory, rounded to the nearest level."""
+    # + 0.5 and truncate: ten times the speed of round() on a CPU
+    levels = (images.detach().float().clamp(0, 1) * 255 + 0.5).to(torch.uint8)  # (B, 3, H, W)
+    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def _check_unit_range(name: str, values: Tensor, remedy: str) -> None:
+    if values.numel() == 0:
+        return
+    low, high = (bound.item() for bound in values.aminmax())  # NaN anywhere makes both NaN
+    if math.isnan(low):
+        raise ValueError(f"{name} must lie in [0, 1], got NaN; find where it entered")
+    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+        raise ValueError(f"{name} must lie in [0, 1], got values from {low:.4g} to {high:.4g}; {remedy}")
+
+
+def _describe(value: Any) -> str:
+    return f"{tuple(value.shape)} {value.dtype}" if hasattr(value, "shape") else type(value).__name__

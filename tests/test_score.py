@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+
+from flow_grpo.score import Score, check_images, to_uint8
+
+IMAGES = torch.rand(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
+PROMPTS = ["one", "two"]
+
+
+def test_score_without_map_has_no_valid_map():
+    score = Score(reward=torch.tensor([0.5, 1.0]))
+    assert score.map_valid.tolist() == [False, False]
+    assert score.map_kind is None and score.reward_map is None
+
+
+def test_score_with_map_is_valid_unless_told_otherwise():
+    score = Score(reward=torch.zeros(2), reward_map=torch.rand(2, 4, 4), map_kind="reward")
+    assert score.map_valid.tolist() == [True, True]
+
+
+def test_invalid_image_may_hold_anything_in_its_map():
+    reward_map = torch.rand(2, 4, 4)
+    reward_map[1] = float("nan")
+    valid = torch.tensor([True, False])
+    Score(reward=torch.zeros(2), reward_map=reward_map, map_kind="importance", map_valid=valid)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"reward": torch.zeros(2, 1)}, "reward must be"),
+        ({"reward": torch.zeros(2, dtype=torch.long)}, "reward must be"),
+        ({"reward": torch.tensor([0.0, float("nan")])}, "finite"),
+        ({"details": {"area": torch.zeros(3)}}, "area"),
+        ({"map_kind": "reward"}, "without a reward_map"),
+        ({"map_valid": torch.tensor([True, False])}, "without a reward_map"),
+        ({"reward_map": torch.rand(2, 4, 4)}, "map_kind"),
+        ({"reward_map": torch.rand(2, 4, 4), "map_kind": "heat"}, "map_kind"),
+        ({"reward_map": torch.rand(3, 4, 4), "map_kind": "reward"}, "reward_map must be"),
+        ({"reward_map": torch.rand(2, 16), "map_kind": "reward"}, "reward_map must be"),
+        ({"reward_map": torch.full((2, 4, 4), 1.5), "map_kind": "reward"}, "1.5"),
+        ({"reward_map": torch.full((2, 4, 4), torch.nan), "map_kind": "reward"}, "NaN"),
+        ({"reward_map": torch.rand(2, 4, 4), "map_kind": "reward", "map_valid": torch.ones(2)}, "map_valid"),
+    ],
+)
+def test_wrong_score_says_what_is_wrong(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Score(**{"reward": torch.zeros(2)} | fields)
+
+
+def test_good_images_pass_in_every_float_type():
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        check_images(IMAGES.to(dtype), PROMPTS)
+    check_images(IMAGES, tuple(PROMPTS), [{}, {}])
+    check_images(IMAGES, PROMPTS, [])
+
+
+def test_rounding_is_tolerated_and_an_overshoot_is_not():
+    check_images(torch.full((1, 3, 2, 2), 1 + 5e-5), ["p"])
+    with pytest.raises(ValueError, match=r"from 1\.01 to 1\.01"):
+        check_images(torch.full((1, 3, 2, 2), 1.01), ["p"])
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (IMAGES[0], r"\(3, 8, 6\)"),
+        ([IMAGES[0]], "got list"),
+        (IMAGES.permute(0, 2, 3, 1), "permute"),
+        (IMAGES[:, :1], "RGB"),
+        (IMAGES[:0], "empty batches"),
+        ((IMAGES * 255).to(torch.uint8), "/ 255"),
+        (IMAGES * 255, "divide 8-bit levels by 255"),
+        (IMAGES * 2 - 1, r"\(x \+ 1\) / 2"),
+        (IMAGES.clone().index_fill_(3, torch.tensor([2]), torch.nan), "NaN"),
+        (IMAGES.clone().index_fill_(3, torch.tensor([2]), torch.inf), "inf"),
+    ],
+)
+def test_bad_images_are_refused_with_a_remedy(images, message):
+    with pytest.raises(ValueError, match=message):
+        check_images(images, PROMPTS)
+
+
+@pytest.mark.parametrize("prompts", [["one"], "ab", []])
+def test_prompts_must_be_one_per_image(prompts):
+    with pytest.raises(ValueError, match="prompts must be one per image"):
+        check_images(IMAGES, prompts)
+
+
+@pytest.mark.parametrize("metadata", [[{}], {"targets": ["HUT"]}])
+def test_metadata_must_be_one_per_image(metadata):
+    with pytest.raises(ValueError, match="metadata must be one mapping per image"):
+        check_images(IMAGES, PROMPTS, metadata)
+
+
+def test_every_8_bit_level_survives_the_way_to_float_and_back():
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    assert np.array_equal(to_uint8(levels.float() / 255)[0, :, :, 0], levels[0, 0].numpy())
+
+
+def test_uint8_has_channels_last_and_clamps_rounding():
+    images = torch.zeros(2, 3, 4, 5)
+    images[0, 0, 1, 2] = 1 + 5e-5
+    images[0, 2, 1, 2] = -5e-5
+    pixels = to_uint8(images)
+    assert pixels.shape == (2, 4, 5, 3) and pixels.dtype == np.uint8
+    assert pixels[0, 1, 2].tolist() == [255, 0, 0]
