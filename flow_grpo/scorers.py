@@ -1,0 +1,69 @@
+"""Names -> scorers, and a scorer as the reward function that a Flow-GRPO fork's own multi_score calls."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from flow_grpo.score import Scorer
+
+# A name stands for "package.module:factory", imported when asked for: a scorer's dependencies are needed by its users only.
+_SCORERS = {
+    "ocr": "flow_grpo.ocr_scorer:OcrScorer",
+    "ocr_map": "flow_grpo.ocr_map_scorer:OcrMapScorer",
+}
+
+RewardFn = Callable[[Tensor, Sequence[str], Sequence[Mapping[str, Any]] | None], tuple[Tensor, dict[str, Any]]]
+
+
+def make_scorer(name: str, device: str = "cpu", **options: Any) -> Scorer:
+    """Build a scorer, its model loaded.
+
+    name: a registered one, or "package.module:factory". device: where its model runs, for factories that take one.
+    options: the factory's keyword arguments.
+    Raises ValueError for an unknown name (listing the known ones) or option (naming the scorer), ImportError where an extra
+    is missing (naming its install line).
+    """
+    factory = _factory(name)
+    accepted = inspect.signature(factory).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+    unknown = [] if takes_any else sorted(set(options) - set(accepted))
+    if unknown:
+        known = ", ".join(option for option in accepted if option != "device") or "no options"
+        raise ValueError(f"scorer {name!r} does not take {', '.join(unknown)}; it takes {known}")
+    if takes_any or "device" in accepted:
+        options["device"] = device
+    return factory(**options)
+
+
+def as_reward_fn(scorer: Scorer) -> RewardFn:
+    """A scorer in the shape of Flow-GRPO's score functions: fn(images, prompts, metadata) -> (scores, extras).
+
+    scores: (B,). extras: "reward_map" (B, H, W) or None, "map_kind", "map_valid" (B,), and "details" {name: (B,)}.
+    """
+
+    def reward_fn(images, prompts, metadata=None):
+        score = scorer(images, prompts, metadata)
+        extras = {
+            "reward_map": score.reward_map,
+            "map_kind": score.map_kind,
+            "map_valid": score.map_valid,
+            "details": dict(score.details),
+        }
+        return score.reward, extras
+
+    return reward_fn
+
+
+def _factory(name: str) -> Callable[..., Scorer]:
+    path = _SCORERS.get(name, name)
+    module_name, _, factory_name = path.partition(":")
+    if not module_name or not factory_name:
+        known = ", ".join(sorted(_SCORERS))
+        raise ValueError(f'unknown scorer {name!r}; known: {known}, or give "package.module:factory"')
+    module = importlib.import_module(module_name)
+    if not hasattr(module, factory_name):
+        raise ValueError(f"scorer {name!r}: module {module_name} has no {factory_name}")
+    return getattr(module, factory_name)

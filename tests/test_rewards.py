@@ -1,0 +1,84 @@
+import pytest
+import torch
+
+from flow_grpo.ocr_engine import TextLine
+from flow_grpo.rewards import multi_score
+
+IMAGES = torch.rand(2, 3, 16, 16)
+PROMPTS = ['a sign that says "HUT"', 'a sign that says "HAT"']
+
+
+def read_hut(image):
+    return [TextLine([[2, 2], [12, 2], [12, 8], [2, 8]], "HUT", 0.9)]
+
+
+ENGINE = {"engine": read_hut}
+# The same scorer under its path, so that two scorers with maps stand side by side.
+OCR_MAP_PATH = "flow_grpo.ocr_map_scorer:OcrMapScorer"
+
+
+def test_average_is_the_weighted_sum():
+    score = multi_score("cpu", {"ocr": 2.0, "ocr_map": 0.5}, {"ocr": ENGINE, "ocr_map": ENGINE})
+    details, _ = score(IMAGES, PROMPTS, [{}, {}])
+    assert set(details) == {"ocr", "ocr_map", "avg"}
+    torch.testing.assert_close(details["ocr"], torch.tensor([1, 2 / 3]))
+    torch.testing.assert_close(details["ocr_map"], torch.tensor([0.9, 0.6]))
+    torch.testing.assert_close(details["avg"], 2 * details["ocr"] + 0.5 * details["ocr_map"])
+
+
+def test_only_map_stands_at_the_top_and_by_its_name():
+    score = multi_score("cpu", {"ocr": 1.0, "ocr_map": 1.0}, {"ocr": ENGINE, "ocr_map": ENGINE})
+    _, extras = score(IMAGES, PROMPTS, None, only_strict=False)
+    assert set(extras["maps"]) == {"ocr_map"}
+    assert extras["reward_map"] is extras["maps"]["ocr_map"]["reward_map"]
+    assert extras["reward_map"].shape == (2, 16, 16)
+    assert extras["map_kind"] == extras["maps"]["ocr_map"]["map_kind"] == "reward"
+    assert extras["map_valid"].tolist() == extras["maps"]["ocr_map"]["map_valid"].tolist() == [True, True]
+
+
+def test_several_maps_stand_by_name_alone():
+    score = multi_score(
+        "cpu", {"ocr_map": 1.0, OCR_MAP_PATH: 1.0}, {"ocr_map": ENGINE, OCR_MAP_PATH: ENGINE | {"reward_bg": 0.25}}
+    )
+    _, extras = score(IMAGES, PROMPTS)
+    assert set(extras["maps"]) == {"ocr_map", OCR_MAP_PATH}
+    assert (extras["maps"]["ocr_map"]["reward_map"][:, 12:] == 0.5).all()
+    assert (extras["maps"][OCR_MAP_PATH]["reward_map"][:, 12:] == 0.25).all()
+    assert extras["reward_map"] is None and extras["map_kind"] is None and extras["map_valid"] is None
+
+
+def test_without_any_map_there_is_none():
+    _, extras = multi_score("cpu", {"ocr": 1.0}, {"ocr": ENGINE})(IMAGES, PROMPTS)
+    assert extras["maps"] == {} and extras["reward_map"] is None
+
+
+def test_what_scorers_measure_stands_under_scorer_and_quantity():
+    score = multi_score("cpu", {"ocr": 1.0, "ocr_map": 1.0}, {"ocr": ENGINE, "ocr_map": ENGINE})
+    measured = score(IMAGES, PROMPTS)[1]["details"]
+    assert measured["ocr_map/exact"].tolist() == [1, 0] and measured["ocr/exact"].tolist() == [1, 0]
+    assert measured["ocr_map/num_lines"].tolist() == [1, 1]
+
+
+def test_default_engine_scores_drawn_text(draw_text):
+    details, extras = multi_score("cpu", {"ocr_map": 1.0})(draw_text("HUT")[None], PROMPTS[:1], [{}])
+    assert details["avg"].item() > 0.9 and extras["map_valid"].all()
+
+
+@pytest.mark.parametrize(
+    ("weights", "options", "message"),
+    [
+        ({}, None, "at least one scorer"),
+        ({"ocr": float("nan")}, None, "weight of scorer 'ocr'"),
+        ({"ocrr": 1.0}, None, "unknown scorer 'ocrr'"),
+        ({"ocr": 1.0}, {"ocr_map": {}}, "options for ocr_map"),
+        ({"ocr": 1.0}, {"ocr": {"sigma": 1}}, "scorer 'ocr' does not take sigma"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_scored(weights, options, message):
+    with pytest.raises(ValueError, match=message):
+        multi_score("cpu", weights, options)
+
+
+def test_prompt_without_target_is_refused():
+    with pytest.raises(ValueError, match="no quoted text"):
+        multi_score("cpu", {"ocr_map": 1.0}, {"ocr_map": ENGINE})(IMAGES, ["a red circle"] * 2)

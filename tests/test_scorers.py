@@ -1,0 +1,89 @@
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from flow_grpo.ocr_engine import TextLine
+from flow_grpo.score import Score
+from flow_grpo.scorers import as_reward_fn, make_scorer
+
+IMAGES = torch.rand(2, 3, 16, 16)
+PROMPTS = ['a sign that says "HUT"', 'a sign that says "HAT"']
+
+
+def read_hut(image):
+    return [TextLine([[2, 2], [12, 2], [12, 8], [2, 8]], "HUT", 1.0)]
+
+
+@pytest.fixture
+def brightness_module(monkeypatch):
+    """A module of somebody's own, `own_scorers`, with a factory for each shape a factory may have."""
+
+    def brightness(device, scale=1.0):
+        def scorer(images, prompts, metadata=None):
+            return Score(
+                reward=images.mean((1, 2, 3)) * scale,
+                details={"device_is_meta": images[:, 0, 0, 0] * (device == "meta")},
+            )
+
+        return scorer
+
+    module = SimpleNamespace(brightness=brightness, anything=lambda **options: options, nothing=lambda: "built")
+    monkeypatch.setitem(sys.modules, "own_scorers", module)
+
+
+def test_registered_names_build_scorers():
+    for name in ("ocr", "ocr_map"):
+        score = make_scorer(name, engine=read_hut)(IMAGES, PROMPTS)
+        torch.testing.assert_close(score.reward, torch.tensor([1, 2 / 3]))
+
+
+def test_rapidocr_is_the_default_engine(draw_text):
+    assert make_scorer("ocr")(draw_text("HUT")[None], PROMPTS[:1]).reward.item() == 1
+
+
+def test_options_reach_the_scorer():
+    score = make_scorer("ocr_map", engine=read_hut, reward_bg=0.25)(IMAGES, PROMPTS)
+    assert (score.reward_map[:, 12:] == 0.25).all()
+
+
+def test_path_of_a_factory_is_a_name_too(brightness_module):
+    score = make_scorer("own_scorers:brightness", device="meta", scale=0.5)(IMAGES, PROMPTS)
+    torch.testing.assert_close(score.reward, IMAGES.mean((1, 2, 3)) / 2)
+    assert torch.equal(score.details["device_is_meta"], IMAGES[:, 0, 0, 0])
+
+
+def test_device_goes_to_factories_that_take_one(brightness_module):
+    assert make_scorer("own_scorers:anything", device="meta", a=1) == {"a": 1, "device": "meta"}
+    assert make_scorer("own_scorers:nothing", device="meta") == "built"
+
+
+@pytest.mark.parametrize("name", ["clip", "", ":", "ocr:", ":OcrScorer"])
+def test_unknown_name_lists_the_known_ones(name):
+    with pytest.raises(ValueError, match=r"known: ocr, ocr_map.*package\.module:factory"):
+        make_scorer(name)
+
+
+def test_module_without_the_factory_is_refused(brightness_module):
+    with pytest.raises(ValueError, match="own_scorers has no darkness"):
+        make_scorer("own_scorers:darkness")
+
+
+def test_unknown_option_names_the_scorer_and_what_it_takes():
+    with pytest.raises(ValueError, match="scorer 'ocr_map' does not take blur; it takes engine, reward_bg, mask_sigma"):
+        make_scorer("ocr_map", blur=3)
+
+
+def test_reward_fn_gives_scores_and_the_map():
+    scorer = make_scorer("ocr_map", engine=read_hut)
+    score = scorer(IMAGES, PROMPTS)
+    scores, extras = as_reward_fn(scorer)(IMAGES, PROMPTS, [{}, {}])
+    assert torch.equal(scores, score.reward) and torch.equal(extras["reward_map"], score.reward_map)
+    assert extras["map_kind"] == "reward" and extras["map_valid"].tolist() == [True, True]
+    assert extras["details"]["exact"].tolist() == [1, 0]
+
+
+def test_reward_fn_of_a_scorer_without_map_says_so():
+    _, extras = as_reward_fn(make_scorer("ocr", engine=read_hut))(IMAGES, PROMPTS)
+    assert extras["reward_map"] is None and extras["map_kind"] is None and not extras["map_valid"].any()
