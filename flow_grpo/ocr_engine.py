@@ -97,15 +97,11 @@ def make_engine(engine: str | OcrEngine) -> OcrEngine:
 
     Raises ValueError for an unknown name, ImportError where the engine's package is missing.
     """
-    if isinstance(engine, str):
-        if engine not in _ENGINES:
-            raise ValueError(
-                f"unknown OCR engine {engine!r}; known: {', '.join(sorted(_ENGINES))}, or give an OcrEngine"
-            )
-        return _ENGINES[engine]()
-    if not callable(engine):
-        raise ValueError(f"engine must be a name or an OcrEngine, got {type(engine).__name__}")
-    return engine
+    if callable(engine):
+        return engine
+    if engine not in _ENGINES:
+        raise ValueError(f"unknown OCR engine {engine!r}; known: {', '.join(sorted(_ENGINES))}, or give an OcrEngine")
+    return _ENGINES[engine]()
 
 
 def read_images(engine: OcrEngine, images: Tensor) -> list[list[TextLine]]:

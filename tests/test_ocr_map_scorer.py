@@ -32,9 +32,6 @@ def quads_and_rewards(boxes):
     return quads, torch.tensor([reward for *_, reward in boxes])
 
 
-# -- matching
-
-
 def test_box_reward_is_confidence_times_similarity():
     match = match_lines([TextLine(box(0, 0, 9, 9), "HAT", 0.9)], ["HUT"])
     assert match.box_rewards.tolist() == pytest.approx([0.6])
@@ -73,9 +70,6 @@ def test_order_of_lines_does_not_change_the_reward(read, random):
     assert torch.equal(shuffled.box_rewards, match.box_rewards[order])
 
 
-# -- masks
-
-
 def test_filled_box_covers_exactly_its_pixels():
     filled = fill_quad(box(2, 3, 7, 5), slice(0, 8), slice(0, 10))
     expected = torch.zeros(8, 10)
@@ -101,9 +95,6 @@ def test_text_area_counts_overlapping_pixels_once():
     assert text_area([box(0, 0, 8, 4), box(0, 0, 8, 4), box(4, 0, 12, 4)], (8, 16)) == pytest.approx(12 * 4 / (8 * 16))
     assert text_area([], (8, 16)) == 0
     assert text_area([box(-8, -8, 40, 40)], (8, 16)) == 1
-
-
-# -- the map
 
 
 def test_map_of_one_box_is_the_formula_on_the_whole_image():
@@ -166,9 +157,6 @@ def test_order_of_boxes_does_not_change_the_map(boxes, random):
     shuffled = random.sample(boxes, len(boxes))
     maps = [blend_boxes(*quads_and_rewards(some), (32, 32), NEUTRAL, 0.125) for some in (boxes, shuffled)]
     torch.testing.assert_close(*maps, rtol=0, atol=1e-5)  # fp32 sums in another order
-
-
-# -- the scorer
 
 
 def test_right_text_is_praised_and_wrong_text_blamed_where_it_stands(rapidocr_engine, draw_text):
