@@ -1,0 +1,140 @@
+"""Resolve a run's configuration and refuse what cannot work, before any weight is loaded."""
+
+from dataclasses import dataclass
+
+import ml_collections
+
+# Flow-GRPO's published geometry: processes -> (images a prompt, images a process samples at a time).
+# 8 is ours: the groups of 32 GPUs, sampled in four times as many batches.
+GEOMETRY_OF_GPUS = {1: (8, 8), 4: (16, 8), 8: (24, 9), 32: (24, 9)}
+
+CHOICES = {
+    "policy": ("sd3",),
+    "mixed_precision": ("no", "fp16", "bf16"),
+    "sample.sde": ("flow", "cps"),
+    "advantage.std": ("global", "group"),
+    "advantage.mode": ("scalar", "weight", "residual"),
+    "train.ratio": ("image", "gspo_token", "token"),
+}
+
+POSITIVE = (
+    *("num_epochs", "save_every", "keep_checkpoints", "num_gpus", "num_groups", "updates_per_epoch", "resolution"),
+    *("max_sequence_length", "lora_rank", "lora_alpha", "sample.num_steps", "sample.eval_num_steps"),
+    *("sample.noise_level", "advantage.clip_max", "train.num_steps", "train.clip_range", "train.learning_rate"),
+    *("train.max_grad_norm", "train.ema_every"),
+)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How an epoch's num_groups * group_size images fall into batches, updates and backward passes."""
+
+    num_processes: int
+    num_groups: int
+    group_size: int
+    batch_size: int
+    updates_per_epoch: int
+    num_train_steps: int
+
+    @property
+    def num_samples(self) -> int:
+        return self.num_groups * self.group_size
+
+    @property
+    def batches_per_process(self) -> int:
+        return self.num_samples // (self.num_processes * self.batch_size)
+
+    @property
+    def batches_per_update(self) -> int:
+        return self.batches_per_process // self.updates_per_epoch
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Backward passes per optimizer step: every trained step of every batch of an update."""
+        return self.batches_per_update * self.num_train_steps
+
+
+def resolve(config: ml_collections.ConfigDict, num_processes: int) -> tuple[ml_collections.FrozenConfigDict, Geometry]:
+    """Fill in what follows from other fields and check everything; the configuration itself is left alone.
+
+    Raises ValueError that names the field, what it is and what it may be.
+    """
+    config = ml_collections.ConfigDict(config.to_dict())
+    _check_values(config)
+    if config.num_gpus != num_processes:
+        raise ValueError(
+            f"num_gpus={config.num_gpus}, but this run was launched with {num_processes} processes; "
+            f"set --config.num_gpus={num_processes} or launch with --num_processes {config.num_gpus}"
+        )
+    config.run_dir = config.run_dir or f"runs/{config.name}"
+    if not config.group_size or not config.batch_size:
+        if config.num_gpus not in GEOMETRY_OF_GPUS:
+            known = ", ".join(map(str, GEOMETRY_OF_GPUS))
+            raise ValueError(
+                f"no geometry is known for num_gpus={config.num_gpus} (known: {known}); "
+                "set --config.group_size and --config.batch_size"
+            )
+        group_size, batch_size = GEOMETRY_OF_GPUS[config.num_gpus]
+        config.group_size = config.group_size or group_size
+        config.batch_size = config.batch_size or batch_size
+    return ml_collections.FrozenConfigDict(config), _geometry(config)
+
+
+def _geometry(config: ml_collections.ConfigDict) -> Geometry:
+    if config.group_size < 2:
+        raise ValueError(f"group_size={config.group_size} compares no siblings; use 2 or more")
+    geometry = Geometry(
+        num_processes=config.num_gpus,
+        num_groups=config.num_groups,
+        group_size=config.group_size,
+        batch_size=config.batch_size,
+        updates_per_epoch=config.updates_per_epoch,
+        num_train_steps=config.train.num_steps,
+    )
+    sizes = f"num_groups * group_size = {config.num_groups} * {config.group_size} = {geometry.num_samples} images"
+    stride = geometry.num_processes * geometry.batch_size * geometry.updates_per_epoch
+    if geometry.num_samples % stride:
+        divisors = [
+            b for b in range(1, 65) if geometry.num_samples % (geometry.num_processes * b * config.updates_per_epoch) == 0
+        ]
+        advice = (
+            f"batch_size={min(divisors, key=lambda b: (abs(b - config.batch_size), b))}"
+            if divisors
+            else f"num_groups={-(-config.num_groups // stride) * stride}"
+        )
+        raise ValueError(
+            f"{sizes} do not divide into num_gpus * batch_size * updates_per_epoch = {config.num_gpus} * "
+            f"{config.batch_size} * {config.updates_per_epoch} = {stride}; try {advice}"
+        )
+    return geometry
+
+
+def _check_values(config: ml_collections.ConfigDict) -> None:
+    for path, choices in CHOICES.items():
+        if (value := _field(config, path)) not in choices:
+            raise ValueError(f"{path}={value!r} is unknown; choose one of {', '.join(choices)}")
+    for path in POSITIVE:
+        if (value := _field(config, path)) <= 0:
+            raise ValueError(f"{path}={value} must be above 0")
+    for path in ("model", "dataset"):
+        if not config[path]:
+            raise ValueError(f"{path} is empty; name a folder, or start from a run of config/grpo.py")
+    if not config.rewards:
+        raise ValueError('rewards is empty; give at least one scorer and its weight, e.g. {"ocr_map": 1.0}')
+    if config.train.num_steps > config.sample.num_steps:
+        raise ValueError(
+            f"train.num_steps={config.train.num_steps} exceeds the {config.sample.num_steps} steps of a rollout "
+            "(sample.num_steps); train on fewer"
+        )
+    if not 0 <= config.advantage.alpha <= 1:
+        raise ValueError(f"advantage.alpha={config.advantage.alpha} must lie between 0 (no map) and 1")
+    if config.advantage.w_max < 1:
+        raise ValueError(f"advantage.w_max={config.advantage.w_max} must be 1 or more: the mean weight is 1")
+    if not 0 <= config.train.ema_decay < 1:
+        raise ValueError(f"train.ema_decay={config.train.ema_decay} must lie in [0, 1)")
+
+
+def _field(config: ml_collections.ConfigDict, path: str):
+    for name in path.split("."):
+        config = config[name]
+    return config

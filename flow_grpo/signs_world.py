@@ -1,0 +1,157 @@
+"""The signs world: small procedural scenes whose every pixel is known.
+
+A scene is a coloured background, one or two coloured shapes above, and a sign below that carries a three-letter word:
+
+    a red circle and a blue sign that says "HUT"
+
+The renderer knows the caption, the box of the text and the mask of each object exactly, so one world serves to pretrain
+the tiny models, to test the maps that point into an image, and to run the demo. It needs numpy and Pillow alone.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+COLORS = {
+    "red": (214, 48, 49),
+    "green": (30, 150, 76),
+    "blue": (40, 84, 205),
+    "pink": (236, 112, 178),
+    "brown": (128, 78, 42),
+    "black": (28, 28, 32),
+}
+SHAPES = ("circle", "square", "star", "ring", "cross")
+BACKGROUNDS = ((238, 232, 213), (205, 226, 240), (214, 236, 205), (240, 214, 206))
+
+# Consonant, vowel, consonant. Left out are the letters that OCR takes for another at this size (I, Q, J, ...).
+CONSONANTS, VOWELS = "BDFHKLMNPRST", "AEOU"
+NUM_TEST_WORDS = 96
+
+SIZE = 64  # pixels
+_SUPERSAMPLING = 4
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """What stands where: `name` as the caption says it ("red circle", "blue sign"), `mask` (SIZE, SIZE) bool."""
+
+    name: str
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One rendered scene.
+
+    image: (SIZE, SIZE, 3) uint8 RGB. text_box: (left, top, right, bottom) of the word's ink in pixels, right and bottom
+    exclusive. objects: the shapes from left to right, then the sign, in the caption's order.
+    """
+
+    caption: str
+    word: str
+    image: np.ndarray
+    text_box: tuple[int, int, int, int]
+    objects: tuple[SceneObject, ...]
+
+
+@cache
+def words(split: str) -> tuple[str, ...]:
+    """The words of a split: "train", or "test", none of which is in "train"."""
+    every = [a + b + c for a in CONSONANTS for b in VOWELS for c in CONSONANTS]
+    order = np.random.default_rng(0).permutation(len(every))
+    chosen = {"test": order[:NUM_TEST_WORDS], "train": order[NUM_TEST_WORDS:]}
+    if split not in chosen:
+        raise ValueError(f"unknown split {split!r}; choose one of {sorted(chosen)}")
+    return tuple(every[i] for i in sorted(chosen[split]))
+
+
+def make_scene(seed: int, split: str = "train", word: str | None = None) -> Scene:
+    """Render the scene that belongs to a seed; `word` (three capitals) overrides the one that the seed would draw."""
+    rng = np.random.default_rng(seed)
+    drawn = words(split)[rng.integers(len(words(split)))]
+    word = drawn if word is None else word
+    background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
+    num_shapes = int(rng.integers(1, 3))
+    kinds = [SHAPES[i] for i in rng.choice(len(SHAPES), num_shapes, replace=False)]
+    *shape_colors, sign_color = (list(COLORS)[i] for i in rng.choice(len(COLORS), num_shapes + 1, replace=False))
+
+    canvas = Image.new("RGB", (SIZE * _SUPERSAMPLING,) * 2, background)
+    objects = []
+    for index, (kind, color) in enumerate(zip(kinds, shape_colors)):
+        center_x = SIZE * (2 * index + 1) / (2 * num_shapes) + rng.uniform(-3, 3)
+        center_y, radius = 17 + rng.uniform(-2, 2), rng.uniform(10, 12)
+        mask = _shape_mask(kind, center_x, center_y, radius)
+        canvas.paste(COLORS[color], mask=mask)
+        objects.append(SceneObject(f"{color} {kind}", _downsample(mask)))
+    sign_mask, text_mask = _sign_masks(word, 32 + rng.uniform(-1.5, 1.5), 47 + rng.uniform(-2, 2))
+    canvas.paste(COLORS[sign_color], mask=sign_mask)
+    canvas.paste((250, 250, 245), mask=text_mask)
+    objects.append(SceneObject(f"{sign_color} sign", _downsample(sign_mask)))
+
+    return Scene(
+        caption=_caption([o.name for o in objects], word),
+        word=word,
+        image=np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX)),
+        text_box=_ink_box(_downsample(text_mask)),
+        objects=tuple(objects),
+    )
+
+
+def _caption(names: list[str], word: str) -> str:
+    *shapes, sign = (f"a {name}" for name in names)
+    return f'{", ".join(shapes)} and {sign} that says "{word}"'
+
+
+def _shape_mask(kind: str, x: float, y: float, radius: float) -> Image.Image:
+    mask = Image.new("L", (SIZE * _SUPERSAMPLING,) * 2)
+    draw = ImageDraw.Draw(mask)
+    x, y, r = (_SUPERSAMPLING * v for v in (x, y, radius))
+    if kind == "circle":
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=255)
+    elif kind == "ring":
+        draw.ellipse((x - r, y - r, x + r, y + r), outline=255, width=round(0.4 * r))
+    elif kind == "square":
+        side = 0.88 * r
+        draw.rectangle((x - side, y - side, x + side, y + side), fill=255)
+    elif kind == "cross":
+        arm = 0.34 * r
+        draw.rectangle((x - r, y - arm, x + r, y + arm), fill=255)
+        draw.rectangle((x - arm, y - r, x + arm, y + r), fill=255)
+    else:  # a star: ten corners, every other one drawn in
+        corners = np.arange(10)
+        reach = np.where(corners % 2, 0.45, 1.1) * r
+        angle = corners * np.pi / 5 - np.pi / 2
+        draw.polygon(list(zip(x + reach * np.cos(angle), y + reach * np.sin(angle))), fill=255)
+    return mask
+
+
+def _sign_masks(word: str, x: float, y: float) -> tuple[Image.Image, Image.Image]:
+    """The sign's board and its letters, as masks at drawing resolution; each letter stands in a cell of its own."""
+    board, ink = (Image.new("L", (SIZE * _SUPERSAMPLING,) * 2) for _ in range(2))
+    x, y = x * _SUPERSAMPLING, y * _SUPERSAMPLING
+    half_width, half_height = 29 * _SUPERSAMPLING, 13 * _SUPERSAMPLING
+    corners = (x - half_width, y - half_height, x + half_width, y + half_height)
+    ImageDraw.Draw(board).rounded_rectangle(corners, radius=3 * _SUPERSAMPLING, fill=255)
+    draw = ImageDraw.Draw(ink)
+    pitch = 17 * _SUPERSAMPLING
+    for index, letter in enumerate(word):
+        at = (x + (index - (len(word) - 1) / 2) * pitch, y)
+        draw.text(at, letter, fill=255, font=_font(), anchor="mm", stroke_width=_SUPERSAMPLING // 2)
+    return board, ink
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=21 * _SUPERSAMPLING)  # the face that Pillow carries
+
+
+def _downsample(mask: Image.Image) -> np.ndarray:
+    """A pixel belongs to a mask where at least half of it is covered."""
+    return np.asarray(mask.resize((SIZE, SIZE), Image.Resampling.BOX)) >= 128
+
+
+def _ink_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -1,0 +1,161 @@
+"""Checkpoints: one folder each, complete or absent, with all that a run needs to go on as if it had not stopped.
+
+    runs/NAME/checkpoint-000020/
+        lora/           pytorch_lora_weights.safetensors, for any diffusers pipeline's `load_lora_weights`
+        lora_ema/       the same of the averaged weights: the ones to use
+        state.pt        trained weights in fp32, optimizer, EMA, epoch and optimizer step
+        rng.pt          every process's random states: python, numpy, torch, CUDA
+        config.json     the resolved configuration
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flow_grpo.training.distributed import Distributed
+from flow_grpo.training.ema import ExponentialMovingAverage
+from flow_grpo.training.policies.base import Policy
+
+# What a run may change when it goes on: how long it runs, what it writes and how often.
+MAY_CHANGE = ("resume_from", "num_epochs", "save_every", "keep_checkpoints", "eval_every", "wandb_project", "run_dir")
+
+
+def save_checkpoint(
+    run_dir: Path,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    ema: ExponentialMovingAverage,
+    epoch: int,
+    config: dict[str, Any],
+    distributed: Distributed,
+    keep: int,
+) -> Path:
+    """Write the checkpoint at the start of `epoch` and drop all but the newest `keep`; every process must call it.
+
+    It is written beside its place and renamed into it, so that a kill at any moment leaves no half checkpoint.
+    """
+    path = run_dir / f"checkpoint-{epoch:06d}"
+    rng = distributed.gather_objects(_rng_state())
+    if distributed.is_main and not path.exists():
+        temporary = run_dir / f".{path.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        policy.save_lora(temporary / "lora")
+        with ema.applied():
+            policy.save_lora(temporary / "lora_ema")
+        state = {
+            "lora": {name: tensor.cpu() for name, tensor in policy.lora_state().items()},
+            "optimizer": optimizer.state_dict(),
+            "ema": ema.state_dict(),
+            "epoch": epoch,
+        }
+        torch.save(state, temporary / "state.pt")
+        torch.save(rng, temporary / "rng.pt")
+        (temporary / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        _sync(temporary)
+        os.replace(temporary, path)
+        for old in list_checkpoints(run_dir)[:-keep]:
+            shutil.rmtree(old)
+    distributed.wait_for_everyone()
+    return path
+
+
+def load_checkpoint(
+    path: Path,
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    ema: ExponentialMovingAverage,
+    distributed: Distributed,
+) -> int:
+    """Put everything back and return the epoch to go on with.
+
+    With another number of processes than the checkpoint's the random states stay as they are; the samples do not depend
+    on them.
+    """
+    state = torch.load(path / "state.pt", map_location=distributed.device, weights_only=True)
+    policy.load_lora_state(state["lora"])
+    optimizer.load_state_dict(state["optimizer"])
+    ema.load_state_dict(state["ema"])
+    rng = torch.load(path / "rng.pt", weights_only=True)
+    if len(rng) == distributed.num_processes:
+        _set_rng_state(rng[distributed.rank])
+    return state["epoch"]
+
+
+def find_checkpoint(run_dir: Path, resume_from: str) -> Path:
+    """The checkpoint that `resume_from` names: "latest" of the run's folder, or a path.
+
+    Raises ValueError where there is none.
+    """
+    if resume_from == "latest":
+        checkpoints = list_checkpoints(run_dir)
+        if not checkpoints:
+            raise ValueError(f"resume_from=latest, but {run_dir} holds no checkpoint; leave resume_from empty to start")
+        return checkpoints[-1]
+    path = Path(resume_from)
+    if not (path / "state.pt").is_file():
+        raise ValueError(f"resume_from={resume_from} is no checkpoint; give its folder, or latest")
+    return path
+
+
+def check_same_config(path: Path, config: dict[str, Any]) -> None:
+    """Raise ValueError where the checkpoint belongs to another configuration, naming the fields that differ."""
+    saved = _flatten(json.loads((path / "config.json").read_text(encoding="utf-8")))
+    current = _flatten(json.loads(json.dumps(config)))
+    names = sorted(name for name in saved.keys() | current.keys() if name not in MAY_CHANGE)
+    different = [n for n in names if saved.get(n) != current.get(n)]
+    if different:
+        lines = [f"  {n}: {saved.get(n)!r} in the checkpoint, {current.get(n)!r} now" for n in different]
+        raise ValueError(
+            f"{path} was written by another configuration; set these back, or start a new run_dir:\n" + "\n".join(lines)
+        )
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """A run's complete checkpoints, oldest first."""
+    return sorted(p for p in run_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d{6,}", p.name))
+
+
+def _rng_state() -> dict[str, Any]:
+    version, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (version, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    version, keys, *rest = state["numpy"]
+    np.random.set_state((version, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _sync(folder: Path) -> None:
+    """Flush a folder's files to the disk before it is renamed, so that the name never outlives the content."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

@@ -1,0 +1,68 @@
+"""The processes of a run: who is who, and what they tell each other. No other file says rank."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
+
+
+class Distributed:
+    """A thin face over accelerate: one process or many, on CPUs or GPUs, the trainer's code is the same.
+
+    accumulation_steps: backward passes per optimizer step. mixed_precision: "no", "fp16" or "bf16".
+    """
+
+    def __init__(self, accumulation_steps: int = 1, mixed_precision: str = "no"):
+        self.accelerator = Accelerator(
+            gradient_accumulation_steps=accumulation_steps,
+            mixed_precision=mixed_precision,
+            # Rollouts call the wrapped model without gradients; broadcasting buffers would make each a collective.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+
+    @staticmethod
+    def launched_processes() -> int:
+        """How many processes the launcher started, known before the run is set up."""
+        return PartialState().num_processes
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def num_processes(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Concatenate every process's (B, ...) in order of rank; B must be the same everywhere."""
+        return self.accelerator.gather(tensor)
+
+    def gather_objects(self, value: Any) -> list:
+        """Every process's picklable value, in order of rank."""
+        return gather_object([value])
+
+    def broadcast_object(self, value: Any) -> Any:
+        """The main process's value, everywhere."""
+        return broadcast_object_list([value])[0]
+
+    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The mean over processes."""
+        return self.accelerator.reduce(tensor, reduction="mean")
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up in any process; all must ask."""
+        if self.num_processes == 1:
+            return flag
+        return bool(self.gather(torch.tensor([flag], device=self.device)).any())
+
+    def wait_for_everyone(self) -> None:
+        self.accelerator.wait_for_everyone()

@@ -1,0 +1,52 @@
+"""Score the policy on held-out prompts: the ODE sampler, one fixed noise a prompt, each prompt counted once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from tqdm.auto import tqdm
+
+from flow_grpo.training.data import sample_seed
+from flow_grpo.training.distributed import Distributed
+from flow_grpo.training.policies.base import Policy
+from flow_grpo.training.rollout import SDE, rollout
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """metrics: means over the prompts. examples: (prompt, image (3, H, W), reward, map (H, W) or None) of the first."""
+
+    metrics: dict[str, float]
+    examples: list[tuple[str, torch.Tensor, float, torch.Tensor | None]]
+
+
+def evaluate(
+    policy: Policy,
+    prompts: list[str],
+    score_fn: Callable,
+    num_steps: int,
+    batch_size: int,
+    seed: int,
+    distributed: Distributed,
+    num_examples: int = 16,
+) -> Evaluation:
+    """Every process takes every num_processes-th prompt; all must call it, all get the same metrics."""
+    own = list(range(distributed.rank, len(prompts), distributed.num_processes))
+    rows, examples = [], []
+    starts = range(0, len(own), batch_size)
+    for start in tqdm(starts, desc="evaluation", leave=False, disable=not distributed.is_main):
+        indices = own[start : start + batch_size]
+        chosen = [prompts[i] for i in indices]
+        seeds = [sample_seed(seed, i) for i in indices]
+        images = rollout(policy, chosen, seeds, SDE(num_steps, noise_level=0.0), num_kept=0).images
+        details, extras = score_fn(images, chosen, [{}] * len(chosen))
+        measured = {"reward": details["avg"], **extras["details"]}
+        columns = {name: values.tolist() for name, values in measured.items()}
+        rows += [{name: values[i] for name, values in columns.items()} for i in range(len(chosen))]
+        maps = next((entry["reward_map"] for entry in extras["maps"].values()), [None] * len(chosen))
+        if len(examples) < num_examples:
+            examples += list(zip(chosen, images, columns["reward"], maps))
+    # Gathered row by row: no prompt is padded in and counted twice, however unevenly they fall.
+    every = [row for process_rows in distributed.gather_objects(rows) for row in process_rows]
+    metrics = {f"eval/{name}": sum(row[name] for row in every) / len(every) for name in every[0]}
+    return Evaluation(metrics, examples[:num_examples])

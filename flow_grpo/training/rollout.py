@@ -1,0 +1,107 @@
+"""Sample images with the SDE and keep what the update needs: the latents of each trained step and their log-probs."""
+
+from dataclasses import dataclass
+
+import torch
+
+from flow_grpo.training.policies.base import Policy, PromptEmbeds
+from flow_grpo.training.sde import kl_per_token, log_prob_per_token, sde_step
+
+
+@dataclass(frozen=True)
+class SDE:
+    """How a rollout steps. noise_level 0 is the ODE. kind: "flow" (Flow-GRPO) or "cps"; see `sde_step`."""
+
+    num_steps: int
+    noise_level: float
+    kind: str = "flow"
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """A batch of rollouts, S of whose T steps are kept for training.
+
+    latents, next_latents: (B, S, ...) fp32, before and after each kept step. log_probs: (B, S, N), of the policy that
+    sampled. sigmas: (T + 1,). images: (B, 3, H, W) in [0, 1].
+    """
+
+    embeds: PromptEmbeds
+    latents: torch.Tensor
+    next_latents: torch.Tensor
+    log_probs: torch.Tensor
+    sigmas: torch.Tensor
+    images: torch.Tensor
+
+
+@dataclass(frozen=True)
+class StepDensity:
+    """One step under the current policy. log_prob (B, N); mean (B, N, D); std as `sde_step` returns it."""
+
+    log_prob: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+
+
+def sample_noise(seeds: list[int], num_draws: int, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Standard normal (B, num_draws, *shape) fp32; each sample's from its own seed, whatever batch it stands in."""
+    draws = []
+    for seed in seeds:
+        generator = torch.Generator(device).manual_seed(seed)
+        draws.append(torch.randn(num_draws, *shape, generator=generator, device=device))
+    return torch.stack(draws)
+
+
+@torch.no_grad()
+def rollout(policy: Policy, prompts: list[str], seeds: list[int], sde: SDE, num_kept: int) -> Trajectories:
+    """Sample an image for each prompt and keep the first num_kept steps.
+
+    The last step of a rollout is best not kept: it lands on sigma 0, where its noise is small and its density steep.
+    """
+    embeds = encode_unique(policy, prompts)
+    sigmas = policy.sigmas(sde.num_steps)  # (T + 1,)
+    device = embeds.tokens.device
+    num_draws = 1 + (sde.num_steps if sde.noise_level > 0 else 0)
+    noise = sample_noise(seeds, num_draws, policy.latent_shape, device)  # (B, 1 + T, ...)
+    sample = noise[:, 0]
+    latents, log_probs = [sample], []
+    for step in range(sde.num_steps):
+        velocity = policy.velocity(sample, sigmas[step], embeds)
+        mean, std = sde_step(sample, velocity, sigmas[step], sigmas[step + 1], sde.noise_level, sde.kind)
+        sample = mean + std * noise[:, 1 + step] if sde.noise_level > 0 else mean
+        if step < num_kept:
+            latents.append(sample)
+            log_probs.append(log_prob_per_token(policy.to_tokens(sample), policy.to_tokens(mean), std, sde.kind))
+    kept = torch.stack(latents, dim=1)  # (B, S + 1, ...)
+    return Trajectories(
+        embeds=embeds,
+        latents=kept[:, :-1],
+        next_latents=kept[:, 1:],
+        log_probs=torch.stack(log_probs, dim=1) if log_probs else torch.empty(len(prompts), 0, 0),
+        sigmas=sigmas,
+        images=policy.decode(sample),
+    )
+
+
+def replay(policy: Policy, trajectories: Trajectories, step: int, sde: SDE) -> StepDensity:
+    """The density that the policy now gives to a kept step, by the rollout's own forward: the ratio starts at 1."""
+    latents, sigmas = trajectories.latents[:, step], trajectories.sigmas
+    velocity = policy.velocity(latents, sigmas[step], trajectories.embeds)
+    mean, std = sde_step(latents, velocity, sigmas[step], sigmas[step + 1], sde.noise_level, sde.kind)
+    mean = policy.to_tokens(mean)  # (B, N, D)
+    log_prob = log_prob_per_token(policy.to_tokens(trajectories.next_latents[:, step]), mean, std, sde.kind)
+    return StepDensity(log_prob, mean, std)
+
+
+def kl_to_base(policy: Policy, trajectories: Trajectories, step: int, sde: SDE, density: StepDensity, exact: bool):
+    """KL (B, N) of a step from the frozen base model's, on Flow-GRPO's scale unless exact."""
+    sigma, sigma_next = trajectories.sigmas[step], trajectories.sigmas[step + 1]
+    with torch.no_grad(), policy.disable_adapter():
+        base = replay(policy, trajectories, step, sde)
+    return kl_per_token(density.mean, base.mean, density.std, sigma, sigma_next, sde.kind, exact)
+
+
+def encode_unique(policy: Policy, prompts: list[str]) -> PromptEmbeds:
+    """Embeddings of prompts, each distinct one encoded once: a group repeats its prompt."""
+    unique = list(dict.fromkeys(prompts))
+    index = {prompt: row for row, prompt in enumerate(unique)}
+    return policy.encode_prompts(unique)[torch.tensor([index[prompt] for prompt in prompts])]

@@ -1,0 +1,28 @@
+"""Write the signs world's prompts: dataset/signs/train.txt and test.txt, one caption a line.
+
+    python scripts/make_signs_dataset.py
+
+The words of test.txt are never in train.txt, nor in what tiny-sd3 was pretrained on.
+"""
+
+import argparse
+from pathlib import Path
+
+from flow_grpo.signs_world import make_scene
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("dataset/signs"))
+    parser.add_argument("--num-train", type=int, default=2000)
+    parser.add_argument("--num-test", type=int, default=384)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for split, num_prompts in (("train", args.num_train), ("test", args.num_test)):
+        captions = [make_scene(seed, split).caption for seed in range(num_prompts)]
+        (args.out / f"{split}.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
+        print(f"wrote {num_prompts} prompts to {args.out / split}.txt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Train a flow-matching model with reward maps.
+
+    accelerate launch train_sd3.py --config config/grpo.py:tiny_ocr_map
+    accelerate launch train_sd3.py --config config/grpo.py:ocr_map_sd3 --config.num_gpus=8 --config.resume_from=latest
+"""
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from config.validation import resolve
+from flow_grpo.training.distributed import Distributed
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="config/grpo.py:NAME; fields by --config.FIELD=VALUE")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; fields are set by --config.FIELD=VALUE")
+    config, geometry = resolve(CONFIG.value, Distributed.launched_processes())
+    # The trainer brings diffusers and the rest; what is wrong with a configuration is said before.
+    from flow_grpo.training.trainer import Trainer
+
+    Trainer(config, geometry, Distributed(geometry.accumulation_steps, config.mixed_precision)).train()
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)
