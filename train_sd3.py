@@ -1,7 +1,7 @@
 """Train a flow-matching model with reward maps.
 
-    accelerate launch train_sd3.py --config config/grpo.py:tiny_ocr_map
-    accelerate launch train_sd3.py --config config/grpo.py:ocr_map_sd3 --config.num_gpus=8 --config.resume_from=latest
+accelerate launch train_sd3.py --config config/grpo.py:tiny_ocr_map
+accelerate launch train_sd3.py --config config/grpo.py:ocr_map_sd3 --config.num_gpus=8 --config.resume_from=latest
 """
 
 from absl import app, flags

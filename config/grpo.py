@@ -1,6 +1,6 @@
 """The named runs, each the base plus its changes.
 
-    accelerate launch train_sd3.py --config config/grpo.py:tiny_ocr_map
+accelerate launch train_sd3.py --config config/grpo.py:tiny_ocr_map
 """
 
 import ml_collections

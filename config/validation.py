@@ -95,7 +95,9 @@ def _geometry(config: ml_collections.ConfigDict) -> Geometry:
     stride = geometry.num_processes * geometry.batch_size * geometry.updates_per_epoch
     if geometry.num_samples % stride:
         divisors = [
-            b for b in range(1, 65) if geometry.num_samples % (geometry.num_processes * b * config.updates_per_epoch) == 0
+            b
+            for b in range(1, 65)
+            if geometry.num_samples % (geometry.num_processes * b * config.updates_per_epoch) == 0
         ]
         advice = (
             f"batch_size={min(divisors, key=lambda b: (abs(b - config.batch_size), b))}"

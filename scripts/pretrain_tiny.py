@@ -14,9 +14,9 @@ counts the word's latents more than the rest, since the letters are what takes l
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
@@ -270,7 +270,7 @@ def text_stage(pipeline: StableDiffusion3Pipeline, scenes: Scenes, num_steps: in
         for suffix in ("", "_2"):
             embeds = modules[f"clip{suffix}"](clip_ids[batch].to(device)).text_embeds
             logits = modules[f"facts{suffix}"](embeds).split(FACT_SIZES, dim=1)
-            total = total + sum(F.cross_entropy(l, f) for l, f in zip(logits, facts.unbind(1)))
+            total = total + sum(F.cross_entropy(logit, fact) for logit, fact in zip(logits, facts.unbind(1)))
         logits = modules["byte_facts"](modules["t5"](t5_ids[batch].to(device)).last_hidden_state)
         return total + 4 * F.cross_entropy(logits.flatten(0, 1), byte_facts.flatten())
 
@@ -401,7 +401,9 @@ def main() -> None:
     parser.add_argument("--text-steps", type=int, default=700)
     parser.add_argument("--autoencoder-steps", type=int, default=1000)
     parser.add_argument("--transformer-steps", type=int, default=5000)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the transformer: 1.5x on a CPU, needs g++")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile the transformer: 1.5x on a CPU, needs g++"
+    )
     pretrain_sd3(parser.parse_args())
 
 

@@ -1,11 +1,11 @@
 """Checkpoints: one folder each, complete or absent, with all that a run needs to go on as if it had not stopped.
 
-    runs/NAME/checkpoint-000020/
-        lora/           pytorch_lora_weights.safetensors, for any diffusers pipeline's `load_lora_weights`
-        lora_ema/       the same of the averaged weights: the ones to use
-        state.pt        trained weights in fp32, optimizer, EMA, epoch and optimizer step
-        rng.pt          every process's random states: python, numpy, torch, CUDA
-        config.json     the resolved configuration
+runs/NAME/checkpoint-000020/
+    lora/           pytorch_lora_weights.safetensors, for any diffusers pipeline's `load_lora_weights`
+    lora_ema/       the same of the averaged weights: the ones to use
+    state.pt        trained weights in fp32, optimizer, EMA, epoch and optimizer step
+    rng.pt          every process's random states: python, numpy, torch, CUDA
+    config.json     the resolved configuration
 """
 
 import json

@@ -73,9 +73,7 @@ class Trainer:
         self.eval_prompts = load_prompts(config.dataset, "test")[: config.num_eval_prompts or None]
         self.resume_path = self._find_resume_path()
         # The scorers come before the weights: a missing engine should not cost a download.
-        self.score_fn = multi_score(
-            str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict()
-        )
+        self.score_fn = multi_score(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict())
         torch.manual_seed(config.seed)  # the LoRA's initial weights, the same in every process
         self.policy = load_policy(
             config.policy,
@@ -139,9 +137,7 @@ class Trainer:
     def _resume(self) -> int:
         if self.resume_path is None:
             return 0
-        epoch = checkpoint.load_checkpoint(
-            self.resume_path, self.policy, self.optimizer, self.ema, self.distributed
-        )
+        epoch = checkpoint.load_checkpoint(self.resume_path, self.policy, self.optimizer, self.ema, self.distributed)
         if epoch >= self.config.num_epochs:
             raise ValueError(
                 f"{self.resume_path} has all {self.config.num_epochs} epochs; raise --config.num_epochs to go on"
@@ -252,9 +248,7 @@ class Trainer:
         steps = range(self.config.train.num_steps)
         work = [(batch, step) for batch in range(len(trajectories)) for step in steps]
         history = []
-        for batch, step in tqdm(
-            work, desc=f"epoch {epoch}: update", leave=False, disable=not self.distributed.is_main
-        ):
+        for batch, step in tqdm(work, desc=f"epoch {epoch}: update", leave=False, disable=not self.distributed.is_main):
             history.append(self._backward(trajectories[batch], step, by_batch[batch][step]))
             if len(history) == 1:
                 self._check_first_ratio(history[0]["ratio_deviation_max"])

@@ -1,0 +1,45 @@
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+OCR = [
+    "rapidocr>=3.10",  # carries the PP-OCRv6-small weights that the engine reads
+    "onnxruntime>=1.20",
+    # RapidOCR and PaddleOCR each bring an OpenCV of their own, into the same cv2; PaddleOCR's accepts no other version.
+    "opencv-python-headless==4.10.0.84",
+    "python-Levenshtein>=0.25",
+]
+TRAIN = [
+    "accelerate>=1.1",
+    "diffusers>=0.35",  # saves a LoRA's scale in its metadata
+    "transformers>=4.56",
+    "peft>=0.17",
+    "wandb>=0.18",
+    "ml_collections>=1.0",
+    "absl-py>=2.1",
+    "tqdm>=4.66",
+    "sentencepiece>=0.2",
+    "protobuf>=4.25",
+]
+DEV = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.8", "matplotlib>=3.8"]
+
+setup(
+    name="flow_grpo",
+    version="0.1.0",
+    description="Flow-GRPO training of text-to-image flow models with pixel-level reward maps",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_namespace_packages(include=["flow_grpo", "flow_grpo.*"]),
+    install_requires=["torch>=2.4", "numpy>=1.26", "pillow>=10.1"],  # the scorers' floor
+    extras_require={
+        "clip": ["transformers>=4.56"],
+        "ocr": OCR,
+        "train": TRAIN,
+        "demo": ["matplotlib>=3.8"],
+        "dev": OCR + TRAIN + DEV,
+    },
+    classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
+)
