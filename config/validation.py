@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import ml_collections
 
+from config import base
+
 # Flow-GRPO's published geometry: processes -> (images a prompt, images a process samples at a time).
 # 8 is ours: the groups of 32 GPUs, sampled in four times as many batches.
 GEOMETRY_OF_GPUS = {1: (8, 8), 4: (16, 8), 8: (24, 9), 32: (24, 9)}
@@ -22,6 +24,11 @@ POSITIVE = (
     *("max_sequence_length", "lora_rank", "lora_alpha", "sample.num_steps", "sample.eval_num_steps"),
     *("sample.noise_level", "advantage.clip_max", "train.num_steps", "train.clip_range", "train.learning_rate"),
     *("train.max_grad_norm", "train.ema_every"),
+)
+
+NOT_NEGATIVE = (
+    *("group_size", "batch_size", "num_eval_prompts", "eval_every", "advantage.fade", "train.beta"),
+    "train.weight_decay",
 )
 
 
@@ -60,6 +67,7 @@ def resolve(config: ml_collections.ConfigDict, num_processes: int) -> tuple[ml_c
     Raises ValueError that names the field, what it is and what it may be.
     """
     config = ml_collections.ConfigDict(config.to_dict())
+    _check_names(config.to_dict(), base.get_config().to_dict())
     _check_values(config)
     if config.num_gpus != num_processes:
         raise ValueError(
@@ -111,6 +119,15 @@ def _geometry(config: ml_collections.ConfigDict) -> Geometry:
     return geometry
 
 
+def _check_names(fields: dict, known: dict, prefix: str = "") -> None:
+    """Refuse a field that config/base.py does not have: a run that misspells one would train without it."""
+    for name, value in fields.items():
+        if name not in known:
+            raise ValueError(f"unknown field {prefix}{name}; known: {', '.join(f'{prefix}{n}' for n in sorted(known))}")
+        if isinstance(value, dict) and prefix + name not in ("rewards", "reward_options"):
+            _check_names(value, known[name], f"{prefix}{name}.")
+
+
 def _check_values(config: ml_collections.ConfigDict) -> None:
     for path, choices in CHOICES.items():
         if (value := _field(config, path)) not in choices:
@@ -118,11 +135,16 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
     for path in POSITIVE:
         if (value := _field(config, path)) <= 0:
             raise ValueError(f"{path}={value} must be above 0")
+    for path in NOT_NEGATIVE:
+        if (value := _field(config, path)) < 0:
+            raise ValueError(f"{path}={value} must be 0 or more")
     for path in ("model", "dataset"):
         if not config[path]:
             raise ValueError(f"{path} is empty; name a folder, or start from a run of config/grpo.py")
     if not config.rewards:
         raise ValueError('rewards is empty; give at least one scorer and its weight, e.g. {"ocr_map": 1.0}')
+    if min(config.rewards.values()) < 0 or sum(config.rewards.values()) <= 0:
+        raise ValueError(f"rewards={config.rewards.to_dict()}: weights must be 0 or more, and one above 0")
     if config.train.num_steps > config.sample.num_steps:
         raise ValueError(
             f"train.num_steps={config.train.num_steps} exceeds the {config.sample.num_steps} steps of a rollout "

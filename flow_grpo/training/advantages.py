@@ -144,26 +144,6 @@ def token_residuals(token_maps, group_ids, map_kind, map_valid=None):
     return residuals, fallback
 
 
-def average_weights(weights, reward_weights):
-    """Token weights of several rewards averaged by reward weight.
-
-    weights: one (B, N) a reward; None, a reward without a map, counts as 1. reward_weights: as many numbers, 0 or more.
-    Returns (B, N) fp32, still of mean 1 and under the cap.
-    Raises ValueError where the two do not fit or no reward has a map.
-    """
-    if len(weights) != len(reward_weights):
-        raise ValueError(f"got {len(weights)} weights for {len(reward_weights)} rewards; pass one, or None, for each")
-    if min(reward_weights, default=0) < 0 or sum(reward_weights) <= 0:
-        raise ValueError(f"reward weights {list(reward_weights)} must be 0 or more and not all 0 to average their maps")
-    template = next((weight for weight in weights if weight is not None), None)
-    if template is None:
-        raise ValueError("no reward has a map to average; use the scalar advantage")
-    ones = torch.ones_like(template, dtype=torch.float64)
-    weights = [ones if weight is None else weight.double() for weight in weights]
-    total = sum(share * weight for share, weight in zip(reward_weights, weights, strict=True))
-    return (total / sum(reward_weights)).float()  # (B, N)
-
-
 def weight_metrics(weights, fallback):
     """What the weights did, as detached 0-dim tensors: over ranks of equal batches each reduces by its mean.
 

@@ -3,9 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
+from flow_grpo.map_overlay import overlay, sheet
+from flow_grpo.score import to_uint8
+from flow_grpo.text_match import quoted_targets
 from flow_grpo.training.data import sample_seed
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.policies.base import Policy
@@ -18,6 +23,22 @@ class Evaluation:
 
     metrics: dict[str, float]
     examples: list[tuple[str, torch.Tensor, float, torch.Tensor | None]]
+
+    def sheet(self, columns: int = 8) -> Image.Image:
+        """The examples in rows, each image over its map, with its reward and the first quoted target below."""
+        tiles, labels = [], []
+        for start in range(0, len(self.examples), columns):
+            row = self.examples[start : start + columns]
+            images = [to_uint8(image[None])[0] for _, image, _, _ in row]
+            blank = np.full_like(images[0], 255)
+            padding = columns - len(row)
+            tiles += images + [blank] * padding
+            labels += [_label(prompt, reward) for prompt, _, reward, _ in row] + [""] * padding
+            if row[0][3] is not None:
+                maps = [overlay(image, entry[3].cpu().numpy()) for image, entry in zip(images, row)]
+                tiles += maps + [blank] * padding
+                labels += [""] * columns
+        return sheet(tiles, labels, columns)
 
 
 def evaluate(
@@ -50,3 +71,7 @@ def evaluate(
     every = [row for process_rows in distributed.gather_objects(rows) for row in process_rows]
     metrics = {f"eval/{name}": sum(row[name] for row in every) / len(every) for name in every[0]}
     return Evaluation(metrics, examples[:num_examples])
+
+
+def _label(prompt: str, reward: float) -> str:
+    return " ".join([*quoted_targets(prompt)[:1], f"{reward:.2f}"])

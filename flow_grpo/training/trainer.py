@@ -1,18 +1,13 @@
 """The GRPO loop: prompts -> trajectories -> scores -> token advantages -> update, tracked and checkpointed."""
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import ml_collections
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
-from flow_grpo.map_overlay import overlay, sheet
-from flow_grpo.reward_map import pool_to_tokens
 from flow_grpo.rewards import multi_score
-from flow_grpo.score import to_uint8
 from flow_grpo.training import checkpoint
 from flow_grpo.training.advantages import (
     faded_alpha,
@@ -24,34 +19,13 @@ from flow_grpo.training.advantages import (
 from flow_grpo.training.data import GroupSampler, SampleBatch, load_prompts
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.ema import ExponentialMovingAverage
-from flow_grpo.training.evaluation import Evaluation, evaluate
+from flow_grpo.training.evaluation import evaluate
 from flow_grpo.training.interrupt import StopRequest
 from flow_grpo.training.objective import grpo_loss
 from flow_grpo.training.policies.load import load_policy
 from flow_grpo.training.rollout import SDE, Trajectories, kl_to_base, replay, rollout
+from flow_grpo.training.scoring import Scored, concatenate, gather, score_samples
 from flow_grpo.training.tracking import NullTracker, RunTracker
-
-
-@dataclass(frozen=True)
-class TokenMap:
-    """One reward's maps, pooled to tokens. values: (B, N). kind: "reward" or "importance". valid: (B,) bool."""
-
-    values: torch.Tensor
-    kind: str
-    valid: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A process's samples of an epoch, scored.
-
-    rewards: (B,). group_ids: (B,). maps: by reward name, those that have one. details: {name: (B,)}.
-    """
-
-    rewards: torch.Tensor
-    group_ids: torch.Tensor
-    maps: dict[str, TokenMap]
-    details: dict[str, torch.Tensor]
 
 
 class Trainer:
@@ -172,29 +146,21 @@ class Trainer:
             seconds["sample"] += sampled - begin
             seconds["score"] += time.perf_counter() - sampled
         begin = time.perf_counter()
-        scored = _concatenate(scores)
+        scored = concatenate(scores)
         advantages, metrics = self._advantages(scored, trajectories[0].sigmas)
         metrics |= self._update(trajectories, advantages, epoch)
         seconds |= {"update": time.perf_counter() - begin, "epoch": time.perf_counter() - started}
         return metrics | {f"time/{name}_seconds": value for name, value in seconds.items()}
 
     def _score(self, images: torch.Tensor, batch: SampleBatch) -> Scored:
-        details, extras = self.score_fn(images, batch.prompts, [{}] * len(batch.prompts))
-        maps = {
-            name: TokenMap(
-                pool_to_tokens(entry["reward_map"].float(), self.policy.token_grid),
-                entry["map_kind"],
-                entry["map_valid"],
-            )
-            for name, entry in extras["maps"].items()
-        }
-        if not maps and self.config.advantage.mode != "scalar":
+        scored = score_samples(self.score_fn, images, batch.prompts, batch.group_ids, self.policy.token_grid)
+        mode = self.config.advantage.mode
+        if not scored.maps and mode != "scalar":
             raise ValueError(
-                f"advantage.mode={self.config.advantage.mode} needs a reward map, and none of "
-                f"{', '.join(self.config.rewards)} has one; set --config.advantage.mode=scalar"
+                f"advantage.mode={mode} needs a reward map, and none of {', '.join(self.config.rewards)} has one; "
+                "set --config.advantage.mode=scalar"
             )
-        measured = {name: values for name, values in details.items() if name != "avg"} | extras["details"]
-        return Scored(details["avg"].float(), batch.group_ids.to(images.device), maps, measured)
+        return scored
 
     def _advantages(self, scored: Scored, sigmas: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
         """Token advantages (S, B, N) of this process's samples, (S, B, 1) where no map counts, and what they measure.
@@ -202,7 +168,7 @@ class Trainer:
         Computed over the samples of all processes, so that their number changes nothing, then sliced to our own.
         """
         settings = self.config.advantage
-        everyone = _gather(scored, self.distributed)
+        everyone = gather(scored, self.distributed)
         advantages = group_advantages(everyone.rewards, everyone.group_ids, std=settings.std)  # (B,) of all processes
         by_step = [
             self._spread(advantages, everyone, faded_alpha(settings.alpha, float(sigmas[step]), settings.fade))
@@ -226,10 +192,12 @@ class Trainer:
 
     def _spread(self, advantages: torch.Tensor, everyone: Scored, alpha: float) -> torch.Tensor:
         """Token advantages (B, N): each reward spreads the image's advantage by its map, averaged by reward weight."""
-        settings, total = self.config.advantage, 0.0
-        for name, weight in self.config.rewards.items():
+        settings, rewards = self.config.advantage, self.config.rewards
+        spread = 0.0
+        for name, weight in rewards.items():
             token_map = everyone.maps.get(name)
-            total = total + weight * token_advantages(
+            share = weight / sum(rewards.values())
+            spread = spread + share * token_advantages(
                 advantages,
                 token_map.values if token_map else None,
                 settings.mode,
@@ -240,7 +208,7 @@ class Trainer:
                 map_valid=token_map.valid if token_map else None,
                 group_ids=everyone.group_ids,
             )
-        return total / sum(self.config.rewards.values())
+        return spread
 
     def _update(self, trajectories: list[Trajectories], advantages: torch.Tensor, epoch: int) -> dict[str, float]:
         """updates_per_epoch optimizer steps over the epoch's trajectories; advantages (S, B, N)."""
@@ -306,45 +274,4 @@ class Trainer:
                 self.distributed,
             )
         self.tracker.log(evaluation.metrics, epoch)
-        self.tracker.log_image("eval/samples", example_sheet(evaluation), "held-out prompts", epoch)
-
-
-def example_sheet(evaluation: Evaluation) -> Image.Image:
-    """The examples of an evaluation in rows of eight, each image over its map, with the reward below."""
-    tiles, labels = [], []
-    for start in range(0, len(evaluation.examples), 8):
-        row = evaluation.examples[start : start + 8]
-        images = [to_uint8(image[None])[0] for _, image, _, _ in row]
-        maps = [overlay(i, e[3].cpu().numpy()) for i, e in zip(images, row) if e[3] is not None]
-        for kind in filter(None, (images, maps)):
-            blank = [images[0] * 0 + 255] * (8 - len(kind))
-            tiles += kind + blank
-            labels += [f"{reward:.2f}" if kind is images else "" for _, _, reward, _ in row] + [""] * len(blank)
-    return sheet(tiles, labels, columns=8)
-
-
-def _concatenate(scores: list[Scored]) -> Scored:
-    names, details = scores[0].maps, scores[0].details
-    return Scored(
-        rewards=torch.cat([s.rewards for s in scores]),
-        group_ids=torch.cat([s.group_ids for s in scores]),
-        maps={
-            name: TokenMap(
-                torch.cat([s.maps[name].values for s in scores]),
-                names[name].kind,
-                torch.cat([s.maps[name].valid for s in scores]),
-            )
-            for name in names
-        },
-        details={name: torch.cat([s.details[name].float() for s in scores]) for name in details},
-    )
-
-
-def _gather(scored: Scored, distributed: Distributed) -> Scored:
-    gather = distributed.gather
-    return Scored(
-        rewards=gather(scored.rewards),
-        group_ids=gather(scored.group_ids),
-        maps={n: TokenMap(gather(m.values), m.kind, gather(m.valid)) for n, m in scored.maps.items()},
-        details={name: gather(values) for name, values in scored.details.items()},
-    )
+        self.tracker.log_image("eval/samples", evaluation.sheet(), "held-out prompts", epoch)

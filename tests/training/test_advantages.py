@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flow_grpo.training.advantages import (
-    average_weights,
     faded_alpha,
     group_advantages,
     token_advantages,
@@ -378,23 +377,6 @@ def test_residual_of_a_batch_without_a_usable_map_is_zero():
     assert torch.equal(residuals, torch.zeros(2, 5)) and fallback.all()
 
 
-def test_average_of_weights_counts_a_reward_without_a_map_as_one():
-    weights = torch.tensor([[0.5, 1.5]])
-    torch.testing.assert_close(average_weights([weights, None], [3.0, 1.0]), torch.tensor([[0.625, 1.375]]))
-
-
-def test_average_of_uniform_weights_is_exactly_one():
-    ones = torch.ones(2, 5)
-    assert torch.equal(average_weights([ones, None, ones], [0.7, 0.3, 0.1]), ones)
-
-
-def test_average_of_weights_keeps_mean_and_cap():
-    parts = [token_weights(torch.ones(3), random_maps(3, 64, seed) ** 9, "importance", 0.9, 4)[0] for seed in (0, 1)]
-    average = average_weights(parts, [0.7, 0.3])
-    torch.testing.assert_close(average.mean(dim=1), torch.ones(3), rtol=0, atol=FP32_ROUNDING)
-    assert average.max() <= 4
-
-
 def test_weight_metrics_by_hand():
     weights = torch.tensor([[1.0, 1.0, 1.0, 1.0], [4.0, 0.0, 0.0, 0.0]])
     metrics = weight_metrics(weights, torch.tensor([True, False]))
@@ -430,17 +412,3 @@ def test_token_advantages_refuses_bad_input(change, words):
     }
     with pytest.raises(ValueError, match=words):
         token_advantages(**(good | change))
-
-
-@pytest.mark.parametrize(
-    "weights, reward_weights, words",
-    [
-        ([torch.ones(1, 2)], [0.5, 0.5], "1 weights for 2 rewards"),
-        ([torch.ones(1, 2)], [-1.0], "must be 0 or more"),
-        ([torch.ones(1, 2)], [0.0], "not all 0"),
-        ([None, None], [0.5, 0.5], "no reward has a map"),
-    ],
-)
-def test_average_weights_refuses_bad_input(weights, reward_weights, words):
-    with pytest.raises(ValueError, match=words):
-        average_weights(weights, reward_weights)

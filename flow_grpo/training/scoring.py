@@ -1,0 +1,81 @@
+"""The scores of an epoch's samples, with their maps pooled to the policy's tokens."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from flow_grpo.reward_map import pool_to_tokens
+from flow_grpo.training.distributed import Distributed
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """One reward's maps. values: (B, N). kind: "reward" or "importance". valid: (B,) bool."""
+
+    values: torch.Tensor
+    kind: str
+    valid: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Samples with their scores.
+
+    rewards: (B,), the weighted sum. group_ids: (B,), siblings share one. maps: by reward name, where it has one.
+    details: {name: (B,)}, each reward by itself and what its scorer measured on the way.
+    """
+
+    rewards: torch.Tensor
+    group_ids: torch.Tensor
+    maps: dict[str, TokenMap]
+    details: dict[str, torch.Tensor]
+
+
+def score_samples(
+    score_fn: Callable,
+    images: torch.Tensor,
+    prompts: Sequence[str],
+    group_ids: torch.Tensor,
+    token_grid: tuple[int, int],
+) -> Scored:
+    """Score images (B, 3, H, W) by a `multi_score` function; nothing of the result carries a gradient."""
+    details, extras = score_fn(images, prompts, [{}] * len(prompts))
+    measured = {name: values for name, values in details.items() if name != "avg"} | extras["details"]
+    return Scored(
+        rewards=details["avg"].detach().float(),
+        group_ids=group_ids.to(images.device),
+        maps={
+            name: TokenMap(
+                pool_to_tokens(entry["reward_map"].detach().float(), token_grid), entry["map_kind"], entry["map_valid"]
+            )
+            for name, entry in extras["maps"].items()
+        },
+        details={name: values.detach().float() for name, values in measured.items()},
+    )
+
+
+def concatenate(parts: Sequence[Scored]) -> Scored:
+    """Batches one after the other."""
+    return _join(parts, torch.cat)
+
+
+def gather(scored: Scored, distributed: Distributed) -> Scored:
+    """The samples of every process, in order of rank."""
+    return _join([scored], lambda tensors: distributed.gather(tensors[0]))
+
+
+def _join(parts: Sequence[Scored], join: Callable[[list[torch.Tensor]], torch.Tensor]) -> Scored:
+    return Scored(
+        rewards=join([part.rewards for part in parts]),
+        group_ids=join([part.group_ids for part in parts]),
+        maps={
+            name: TokenMap(
+                join([part.maps[name].values for part in parts]),
+                parts[0].maps[name].kind,
+                join([part.maps[name].valid for part in parts]),
+            )
+            for name in parts[0].maps
+        },
+        details={name: join([part.details[name] for part in parts]) for name in parts[0].details},
+    )
