@@ -1,0 +1,75 @@
+"""The named runs: each resolves, the baselines differ only where they say, and no field is spelled twice."""
+
+import pytest
+
+from config.base import get_config as base_config
+from config.grpo import get_config
+from config.validation import GEOMETRY_OF_GPUS, resolve
+
+RUNS = ("tiny_ocr_map", "tiny_ocr", "ocr_map_sd3", "ocr_sd3")
+
+
+def flatten(tree, prefix=""):
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def differences(one, other):
+    one, other = dict(flatten(one.to_dict())), dict(flatten(other.to_dict()))
+    return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_named_run_resolves_and_knows_its_name(name):
+    config = get_config(name)
+    resolved, geometry = resolve(config, num_processes=config.num_gpus)
+    assert resolved.name == name and resolved.run_dir == f"runs/{name}"
+    assert geometry.accumulation_steps >= 1
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_sets_no_field_that_the_base_does_not_have(name):
+    known = set(dict(flatten(base_config().to_dict())))
+    added = set(dict(flatten(get_config(name).to_dict()))) - known
+    assert {field.split(".")[0] for field in added} <= {"rewards", "reward_options"}
+
+
+@pytest.mark.parametrize("num_gpus", [1, 4, 8, 32])
+@pytest.mark.parametrize("name", ["ocr_map_sd3", "ocr_sd3"])
+def test_the_large_runs_scale_by_one_field(name, num_gpus):
+    config = get_config(name)
+    config.num_gpus = num_gpus
+    resolved, geometry = resolve(config, num_processes=num_gpus)
+    assert (resolved.group_size, resolved.batch_size) == GEOMETRY_OF_GPUS[num_gpus]
+    assert geometry.batches_per_process * geometry.batch_size * num_gpus == geometry.num_samples
+
+
+def test_flow_grpos_published_run_is_the_base_of_the_large_ones():
+    """Flow-GRPO, config/grpo.py general_ocr_sd3: 32 GPUs, groups of 24, 48 groups, 10 of 40 steps, beta 0.04."""
+    resolved, geometry = resolve(get_config("ocr_sd3"), num_processes=32)
+    assert (geometry.group_size, geometry.num_groups, geometry.batch_size) == (24, 48, 9)
+    assert (resolved.sample.num_steps, resolved.sample.eval_num_steps, resolved.sample.guidance_scale) == (10, 40, 4.5)
+    assert (resolved.train.beta, resolved.train.clip_range, resolved.train.learning_rate) == (0.04, 1e-4, 3e-4)
+    assert (resolved.lora_rank, resolved.lora_alpha, resolved.resolution) == (32, 64, 512)
+
+
+@pytest.mark.parametrize("ours, baseline", [("tiny_ocr_map", "tiny_ocr"), ("ocr_map_sd3", "ocr_sd3")])
+def test_a_baseline_differs_from_our_run_in_reward_mode_and_ratio_alone(ours, baseline):
+    different = differences(get_config(ours), get_config(baseline))
+    assert different <= {"name", "rewards.ocr", "rewards.ocr_map", "advantage.mode", "train.ratio"}
+    resolved = get_config(baseline)
+    assert resolved.advantage.mode == "scalar" and resolved.train.ratio == "image"
+
+
+def test_an_unknown_run_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="'tiny'.*tiny_ocr_map, tiny_ocr, ocr_map_sd3, ocr_sd3"):
+        get_config("tiny")
+
+
+def test_two_calls_share_nothing():
+    one, other = get_config("tiny_ocr_map"), get_config("tiny_ocr_map")
+    one.train.beta = 1.0
+    assert other.train.beta != 1.0

@@ -1,0 +1,156 @@
+"""What a configuration is refused for, before any weight is loaded; a suggestion in a message must itself work."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from config.grpo import get_config
+from config.validation import CHOICES, NOT_NEGATIVE, POSITIVE, resolve
+
+
+def tiny(**changes):
+    config = get_config("tiny_ocr_map")
+    for path, value in changes.items():
+        *folders, name = path.split(".")
+        target = config
+        for folder in folders:
+            target = target[folder]
+        target[name] = value
+    return config
+
+
+def refusal(num_processes=1, **changes):
+    with pytest.raises(ValueError) as caught:
+        resolve(tiny(**changes), num_processes)
+    return str(caught.value)
+
+
+def test_geometry_by_hand():
+    _, geometry = resolve(
+        tiny(
+            num_gpus=2,
+            num_groups=6,
+            group_size=8,
+            batch_size=4,
+            updates_per_epoch=3,
+            **{"sample.num_steps": 5, "train.num_steps": 4},
+        ),
+        num_processes=2,
+    )
+    assert geometry.num_samples == 48
+    assert geometry.batches_per_process == 6  # 48 / (2 * 4)
+    assert geometry.batches_per_update == 2
+    assert geometry.accumulation_steps == 8  # 2 batches of 4 trained steps
+
+
+def test_resolving_leaves_the_given_configuration_alone():
+    config = tiny(run_dir="")
+    before = config.to_dict()
+    resolved, _ = resolve(config, 1)
+    assert config.to_dict() == before and resolved.run_dir == "runs/tiny_ocr_map"
+    with pytest.raises(AttributeError):
+        resolved.seed = 1
+
+
+@pytest.mark.parametrize("path", CHOICES)
+def test_an_unknown_choice_is_refused_with_the_known_ones(path):
+    message = refusal(**{path: "nonsense"})
+    assert message.startswith(f"{path}='nonsense'")
+    assert all(choice in message for choice in CHOICES[path])
+
+
+@pytest.mark.parametrize("path", POSITIVE)
+def test_a_number_that_must_be_positive_is_refused_at_zero(path):
+    assert refusal(**{path: type(_value(path))(0)}).startswith(f"{path}=0")
+
+
+@pytest.mark.parametrize("path", NOT_NEGATIVE)
+def test_a_number_that_may_be_zero_is_refused_below(path):
+    assert refusal(**{path: type(_value(path))(-2)}).startswith(f"{path}=-2")
+
+
+@pytest.mark.parametrize("path", ["num_epoch", "train.learning_rat"])
+def test_a_misspelt_field_of_a_run_is_refused_with_the_known_ones(path):
+    message = refusal(**{path: 1})
+    assert message.startswith(f"unknown field {path}; known: ")
+    assert {"num_epoch": "num_epochs", "train.learning_rat": "train.learning_rate"}[path] in message
+
+
+def _value(path):
+    value = tiny()
+    for name in path.split("."):
+        value = value[name]
+    return value
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"model": ""}, ["model is empty"]),
+        ({"dataset": ""}, ["dataset is empty"]),
+        ({"rewards": {}}, ["rewards is empty", "ocr_map"]),
+        ({"train.num_steps": 9}, ["train.num_steps=9", "8 steps", "sample.num_steps"]),
+        ({"advantage.alpha": 1.5}, ["advantage.alpha=1.5", "between 0"]),
+        ({"advantage.w_max": 0.5}, ["advantage.w_max=0.5"]),
+        ({"train.ema_decay": 1.0}, ["train.ema_decay=1.0"]),
+        ({"group_size": 1}, ["group_size=1", "siblings"]),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_by_name(changes, words):
+    message = refusal(**changes)
+    assert all(word in message for word in words), message
+
+
+def test_another_number_of_processes_is_refused_with_both_ways_out():
+    message = refusal(num_processes=3, num_gpus=2)
+    assert "num_gpus=2" in message and "3 processes" in message
+    assert "--config.num_gpus=3" in message and "--num_processes 2" in message
+
+
+def test_an_unknown_number_of_gpus_without_a_geometry_is_refused_with_the_known_ones():
+    message = refusal(num_processes=3, num_gpus=3, group_size=0, batch_size=0)
+    assert "num_gpus=3" in message and "1, 4, 8, 32" in message and "--config.group_size" in message
+
+
+def test_a_group_that_does_not_divide_is_refused_with_the_numbers():
+    message = refusal(num_groups=3, group_size=5, batch_size=4, updates_per_epoch=1)
+    assert "3 * 5 = 15 images" in message and "1 * 4 * 1 = 4" in message and "try batch_size=" in message
+
+
+@given(
+    num_groups=st.integers(1, 60),
+    group_size=st.integers(2, 30),
+    batch_size=st.integers(1, 40),
+    updates_per_epoch=st.integers(1, 4),
+    num_gpus=st.sampled_from([1, 2, 3, 8, 32]),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_geometry_either_divides_or_comes_with_a_suggestion_that_does(num_gpus, **sizes):
+    try:
+        _, geometry = resolve(tiny(num_gpus=num_gpus, **sizes), num_gpus)
+    except ValueError as error:
+        name, value = re.search(r"try (batch_size|num_groups)=(\d+)$", str(error)).groups()
+        _, geometry = resolve(tiny(num_gpus=num_gpus, **(sizes | {name: int(value)})), num_gpus)
+    num_updates = geometry.updates_per_epoch
+    assert geometry.batches_per_update * num_updates == geometry.batches_per_process > 0
+    assert geometry.batches_per_process * num_gpus * geometry.batch_size == geometry.num_samples
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--config.num_gpus=3"], ["num_gpus=3", "1 processes", "--config.num_gpus=1"]),
+        (["--config.learning_rate=1"], ["learning_rate"]),
+        (["--config.advantage.mode=best"], ["advantage.mode='best'", "scalar, weight, residual"]),
+    ],
+)
+def test_the_command_refuses_before_it_loads_a_model(flags, words):
+    command = [sys.executable, "train_sd3.py", "--config", "config/grpo.py:tiny_ocr_map", *flags]
+    done = subprocess.run(command + ["--config.model=no/such/folder"], capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert all(word in done.stderr for word in words), done.stderr
+    assert "no/such/folder" not in done.stderr.splitlines()[-1]
