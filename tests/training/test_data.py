@@ -1,0 +1,90 @@
+"""How an epoch is dealt: the same samples from any number of processes, every prompt equally often."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flow_grpo.training.data import GroupSampler, load_prompts, sample_seed, seeded
+
+
+def sampler(**changes):
+    prompts = [f"prompt {i}" for i in range(5)]
+    return GroupSampler(**(dict(prompts=prompts, num_groups=4, group_size=6, batch_size=3, seed=7) | changes))
+
+
+def rows(batches):
+    """(prompt, group, seed) of every sample, in order."""
+    return [row for b in batches for row in zip(b.prompts, b.group_ids.tolist(), b.seeds, strict=True)]
+
+
+@given(num_processes=st.sampled_from([1, 2, 3, 4]), epoch=st.integers(0, 20), batch_size=st.sampled_from([1, 2]))
+@settings(max_examples=40, deadline=None)
+def test_processes_deal_the_global_batches_of_one_process_with_a_larger_batch(num_processes, epoch, batch_size):
+    one = sampler(batch_size=batch_size * num_processes).epoch(epoch)
+    many = [
+        sampler(batch_size=batch_size, rank=rank, num_processes=num_processes).epoch(epoch)
+        for rank in range(num_processes)
+    ]
+    for index, batch in enumerate(one):
+        assert rows([batch]) == rows([batches[index] for batches in many])
+
+
+def test_an_epoch_holds_every_group_whole_and_siblings_share_prompt_and_id():
+    dealt = rows(sampler().epoch(3))
+    assert Counter(group for _, group, _ in dealt) == {group: 6 for group in range(4)}
+    assert len({(prompt, group) for prompt, group, _ in dealt}) == 4
+
+
+def test_group_ids_are_integers_that_the_advantages_take():
+    assert sampler().epoch(0)[0].group_ids.dtype == torch.int64
+
+
+def test_two_groups_of_one_prompt_are_told_apart():
+    dealt = rows(sampler(prompts=["the only one"]).epoch(0))
+    assert {group for _, group, _ in dealt} == {0, 1, 2, 3}
+
+
+def test_every_sample_of_a_run_has_its_own_seed():
+    seeds = [seed for epoch in range(30) for _, _, seed in rows(sampler().epoch(epoch))]
+    assert len(set(seeds)) == len(seeds) == 30 * 24
+
+
+def test_every_prompt_is_drawn_equally_often():
+    drawn = Counter(prompt for epoch in range(5) for prompt, _, _ in rows(sampler().epoch(epoch)))
+    assert set(drawn.values()) == {5 * 24 // 5}
+
+
+def test_an_epoch_is_a_function_of_seed_and_number():
+    assert rows(sampler().epoch(2)) == rows(sampler().epoch(2))
+    assert rows(sampler().epoch(2)) != rows(sampler().epoch(3))
+    assert rows(sampler(seed=8).epoch(2)) != rows(sampler().epoch(2))
+
+
+@given(st.integers(0, 2**40), st.integers(0, 2**40))
+def test_a_mixed_seed_fits_torch_and_depends_on_each_number_and_its_place(a, b):
+    seed = sample_seed(a, b)
+    assert 0 <= seed < 2**63
+    assert sample_seed(a, b) == seed != sample_seed(a, b + 1)
+    assert sample_seed(b, a) != seed or a == b
+
+
+def test_neighbouring_numbers_give_unrelated_noise():
+    one, other = (torch.randn(4000, generator=seeded(1, i)) for i in (0, 1))
+    # the correlation of independent normals has a std of 1 / sqrt(4000) = 0.016
+    assert abs(torch.corrcoef(torch.stack([one, other]))[0, 1]) < 0.08
+
+
+def test_prompts_are_the_files_lines_without_blank_ones(tmp_path):
+    (tmp_path / "train.txt").write_text('a sign that says "É"\n\n  second \n', encoding="utf-8")
+    assert load_prompts(tmp_path, "train") == ['a sign that says "É"', "second"]
+
+
+def test_a_missing_or_empty_file_is_refused_by_its_path(tmp_path):
+    with pytest.raises(ValueError, match="no prompts at .*test.txt.*train.txt and test.txt"):
+        load_prompts(tmp_path, "test")
+    (tmp_path / "test.txt").write_text("\n  \n")
+    with pytest.raises(ValueError, match="test.txt holds no prompts"):
+        load_prompts(tmp_path, "test")
