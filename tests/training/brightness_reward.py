@@ -1,0 +1,21 @@
+"""Rewards that every image earns, half-trained or not: its brightness, with a map, a constant map, or none."""
+
+import torch
+
+from flow_grpo.score import Score
+
+
+class Brightness:
+    """The mean grey level of an image. pixel_map: "grey" (each pixel its own), a number (the same everywhere), or None."""
+
+    def __init__(self, pixel_map="grey", kind="reward"):
+        self._pixel_map, self._kind = pixel_map, kind
+
+    def __call__(self, images, prompts, metadata=None):
+        grey = images.mean(dim=1)  # (B, H, W)
+        reward = grey.mean(dim=(1, 2))
+        details = {"contrast": grey.flatten(1).std(dim=1)}
+        if self._pixel_map is None:
+            return Score(reward, details=details)
+        reward_map = grey if self._pixel_map == "grey" else torch.full_like(grey, self._pixel_map)
+        return Score(reward, reward_map, self._kind, details=details)

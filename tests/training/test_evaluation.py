@@ -1,0 +1,87 @@
+"""Evaluation on held-out prompts: each counted once, by fixed noise, whatever the batches."""
+
+import numpy as np
+import pytest
+import torch
+
+from flow_grpo.rewards import multi_score
+from flow_grpo.training.distributed import Distributed
+from flow_grpo.training.evaluation import evaluate
+from flow_grpo.training.rollout import SDE, rollout
+
+REWARD = "brightness_reward:Brightness"
+HELD_OUT = [f'a red circle and a blue sign that says "{word}"' for word in ("HUT", "SOB", "TAN", "LAP", "NOR")]
+
+
+@pytest.fixture(scope="module")
+def score_fn():
+    return multi_score("cpu", {REWARD: 1.0})
+
+
+def run(policy, score_fn, batch_size=2, **options):
+    return evaluate(policy, HELD_OUT, score_fn, 3, batch_size, seed=1, distributed=Distributed(), **options)
+
+
+def test_each_prompt_is_scored_once_though_the_last_batch_is_short(policy, score_fn):
+    asked = []
+
+    def listening(images, prompts, metadata):
+        asked.extend(prompts)
+        assert len(images) == len(prompts) == len(metadata)
+        return score_fn(images, prompts, metadata)
+
+    evaluation = run(policy, listening)
+    assert asked == HELD_OUT
+    assert len(evaluation.examples) == 5
+
+
+def test_metrics_are_means_over_the_prompts(policy, score_fn):
+    evaluation = run(policy, score_fn)
+    rewards = [reward for _, _, reward, _ in evaluation.examples]
+    assert evaluation.metrics["eval/reward"] == pytest.approx(sum(rewards) / 5)
+    assert set(evaluation.metrics) == {"eval/reward", f"eval/{REWARD}/contrast"}
+    brightness = [image.mean().item() for _, image, _, _ in evaluation.examples]
+    assert rewards == pytest.approx(brightness, abs=1e-5)  # fp32 sums in another order
+
+
+def test_an_evaluation_repeats_exactly(policy, score_fn):
+    assert run(policy, score_fn).metrics == run(policy, score_fn).metrics
+
+
+def test_the_batch_size_changes_nothing(policy, score_fn):
+    one, other = run(policy, score_fn, batch_size=1), run(policy, score_fn, batch_size=5)
+    # another batch size takes other matrix kernels, whose fp32 rounding the steps carry on
+    assert one.metrics["eval/reward"] == pytest.approx(other.metrics["eval/reward"], abs=1e-4)
+
+
+def test_evaluation_leaves_the_random_states_and_later_rollouts_alone(policy, score_fn, prompts):
+    before = rollout(policy, prompts, [1, 2], SDE(3, 0.7), 2)
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    run(policy, score_fn)
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(rollout(policy, prompts, [1, 2], SDE(3, 0.7), 2).images, before.images)
+
+
+def test_no_more_examples_are_kept_than_asked_for(policy, score_fn):
+    evaluation = run(policy, score_fn, batch_size=2, num_examples=3)
+    assert [prompt for prompt, *_ in evaluation.examples] == HELD_OUT[:3]
+    assert evaluation.metrics == run(policy, score_fn, batch_size=2).metrics
+
+
+@pytest.mark.parametrize("pixel_map, num_rows", [("grey", 2), (None, 1)])
+def test_a_sheet_shows_each_example_over_its_map(policy, pixel_map, num_rows):
+    evaluation = run(policy, multi_score("cpu", {REWARD: 1.0}, {REWARD: {"pixel_map": pixel_map}}))
+    sheet = evaluation.sheet(columns=5)
+    assert sheet.size == (5 * 132, num_rows * 148)
+    first = np.asarray(sheet)[2:130, 2:130]
+    drawn = evaluation.examples[0][1].permute(1, 2, 0).numpy() * 255
+    # drawn twice as large by the nearest pixel, and rounded to a level
+    assert np.abs(first[::2, ::2] - drawn).max() <= 1
+
+
+def test_a_sheet_pads_its_last_row_with_white(policy, score_fn):
+    sheet = np.asarray(run(policy, score_fn).sheet(columns=3))
+    assert sheet.shape[:2] == (4 * 148, 3 * 132)
+    assert (sheet[2 * 148 + 2 :, 2 * 132 + 2 : 3 * 132 - 2] == 255).all()

@@ -1,0 +1,56 @@
+"""Scores of an epoch: maps pooled to tokens, batches joined, nothing carrying a gradient."""
+
+import torch
+
+from flow_grpo.reward_map import pool_to_tokens
+from flow_grpo.rewards import multi_score
+from flow_grpo.training.distributed import Distributed
+from flow_grpo.training.scoring import concatenate, gather, score_samples
+
+REWARD = "brightness_reward:Brightness"
+
+
+def some_images(batch=4, seed=0):
+    return torch.rand(batch, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def score(images, **options):
+    score_fn = multi_score("cpu", {REWARD: 2.0}, {REWARD: options})
+    return score_samples(score_fn, images, ["prompt"] * len(images), torch.arange(len(images)), (4, 4))
+
+
+def test_rewards_are_weighted_and_maps_are_pooled_to_the_grid():
+    images = some_images()
+    scored = score(images)
+    torch.testing.assert_close(scored.rewards, 2 * images.mean(dim=(1, 2, 3)))
+    assert torch.equal(scored.maps[REWARD].values, pool_to_tokens(images.mean(dim=1), (4, 4)))
+    assert scored.maps[REWARD].kind == "reward" and scored.maps[REWARD].valid.all()
+    # each reward by itself, unweighted, and what its scorer measured
+    torch.testing.assert_close(scored.details[REWARD], images.mean(dim=(1, 2, 3)))
+    assert set(scored.details) == {REWARD, f"{REWARD}/contrast"}
+
+
+def test_a_reward_without_a_map_leaves_none():
+    assert score(some_images(), pixel_map=None).maps == {}
+
+
+def test_a_differentiable_scorer_leaves_no_graph_behind():
+    scored = score(some_images().requires_grad_())
+    tensors = [scored.rewards, scored.maps[REWARD].values, *scored.details.values()]
+    assert not any(tensor.requires_grad for tensor in tensors)
+
+
+def test_batches_joined_are_the_scores_of_the_joined_batch():
+    images = some_images(6)
+    whole, parts = score(images), concatenate([score(images[:2]), score(images[2:])])
+    assert torch.equal(parts.rewards, whole.rewards)
+    assert torch.equal(parts.maps[REWARD].values, whole.maps[REWARD].values)
+    assert torch.equal(parts.maps[REWARD].valid, whole.maps[REWARD].valid)
+    assert all(torch.equal(parts.details[name], whole.details[name]) for name in whole.details)
+
+
+def test_gathering_from_one_process_changes_nothing():
+    scored = score(some_images())
+    everyone = gather(scored, Distributed())
+    assert torch.equal(everyone.rewards, scored.rewards) and torch.equal(everyone.group_ids, scored.group_ids)
+    assert torch.equal(everyone.maps[REWARD].values, scored.maps[REWARD].values)

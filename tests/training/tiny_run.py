@@ -1,0 +1,25 @@
+"""A configuration of seconds: tiny-sd3, two groups of four, the brightness reward. For `train_sd3.py --config`, too."""
+
+from config.grpo import tiny_ocr_map
+
+REWARD = "brightness_reward:Brightness"
+
+
+def get_config():
+    config = tiny_ocr_map()
+    config.name = "tiny_run"
+    config.rewards = {REWARD: 1.0}
+    config.num_epochs = 3
+    config.save_every = 1
+    config.eval_every = 2
+    config.num_eval_prompts = 3
+    config.num_groups = 2
+    config.group_size = 4
+    config.batch_size = 4
+    config.updates_per_epoch = 2
+    config.sample.num_steps = 4
+    config.sample.eval_num_steps = 3
+    config.train.num_steps = 2
+    config.train.learning_rate = 1e-3
+    config.train.ema_every = 1
+    return config
