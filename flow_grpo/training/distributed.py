@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object, parse_flag_from_env
 
 
 class Distributed:
@@ -15,6 +15,7 @@ class Distributed:
 
     def __init__(self, accumulation_steps: int = 1, mixed_precision: str = "no"):
         self.accelerator = Accelerator(
+            cpu=_stays_on_cpu(),
             gradient_accumulation_steps=accumulation_steps,
             mixed_precision=mixed_precision,
             # Rollouts call the wrapped model without gradients; broadcasting buffers would make each a collective.
@@ -24,7 +25,7 @@ class Distributed:
     @staticmethod
     def launched_processes() -> int:
         """How many processes the launcher started, known before the run is set up."""
-        return PartialState().num_processes
+        return PartialState(cpu=_stays_on_cpu()).num_processes
 
     @property
     def device(self) -> torch.device:
@@ -66,3 +67,11 @@ class Distributed:
 
     def wait_for_everyone(self) -> None:
         self.accelerator.wait_for_everyone()
+
+
+def _stays_on_cpu() -> bool:
+    """Whether `accelerate launch --cpu` asked for it, or there is nothing else.
+
+    accelerate must be told: PartialState, asked first, overlooks both, and every process then believes that it is alone.
+    """
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
