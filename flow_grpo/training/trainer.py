@@ -274,4 +274,5 @@ class Trainer:
                 self.distributed,
             )
         self.tracker.log(evaluation.metrics, epoch)
-        self.tracker.log_image("eval/samples", evaluation.sheet(), "held-out prompts", epoch)
+        if evaluation.examples:  # a process beyond the number of prompts has none to show
+            self.tracker.log_image("eval/samples", evaluation.sheet(), "held-out prompts", epoch)

@@ -1,0 +1,70 @@
+"""One epoch of the tiny run by as many processes as it is launched with; each writes what it saw to FOLDER/RANK.pt.
+
+torchrun --nproc_per_node 2 tests/training/worker.py FOLDER BATCH_SIZE
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from tiny_run import get_config
+
+from config.validation import resolve
+from flow_grpo.training.distributed import Distributed
+from flow_grpo.training.evaluation import evaluate
+from flow_grpo.training.trainer import Trainer
+
+NUM_HELD_OUT = 3
+
+
+def main(folder: Path, batch_size: int) -> None:
+    config = get_config()
+    config.num_gpus = Distributed.launched_processes()
+    config.batch_size = batch_size
+    config.run_dir = str(folder / "run")
+    config.num_epochs = 1
+    config.eval_every = 1
+    config.num_eval_prompts = 1  # fewer than processes: one of them has none
+    config, geometry = resolve(config, config.num_gpus)
+    trainer = Trainer(config, geometry, Distributed(geometry.accumulation_steps, config.mixed_precision))
+
+    scored, spread, score_fn, advantages = [], [], trainer.score_fn, trainer._advantages
+
+    def listening_score(images, prompts, metadata):
+        details, extras = score_fn(images, prompts, metadata)
+        scored.append((list(prompts), images, details["avg"]))
+        return details, extras
+
+    def listening_advantages(*arguments):
+        spread.append(advantages(*arguments))
+        return spread[-1]
+
+    trainer.score_fn, trainer._advantages = listening_score, listening_advantages
+    initial = [p.detach().clone() for p in trainer.parameters]
+    trainer.train()
+    in_training = [entry for entry in scored if trainer.eval_prompts[0] not in entry[0]]
+
+    scored.clear()
+    held_out = [prompt.replace("red", "blue") for prompt in in_training[0][0][:1]] * NUM_HELD_OUT
+    held_out = [f"{prompt} {index}" for index, prompt in enumerate(held_out)]
+    evaluation = evaluate(trainer.policy, held_out, listening_score, 3, batch_size, 1, trainer.distributed)
+    torch.save(
+        {
+            "num_processes": trainer.distributed.num_processes,
+            "wrapped": trainer.policy.forward_module is not trainer.policy.network,
+            "prompts": [entry[0] for entry in in_training],
+            "images": [entry[1] for entry in in_training],
+            "rewards": [entry[2] for entry in in_training],
+            "advantages": spread[0][0],  # (S, B, N)
+            "metrics": spread[0][1],
+            "initial": initial,
+            "weights": [p.detach().clone() for p in trainer.parameters],
+            "evaluated": [prompt for entry in scored for prompt in entry[0]],
+            "evaluation": evaluation.metrics,
+        },
+        folder / f"{trainer.distributed.rank}.pt",
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
