@@ -27,7 +27,7 @@ def tiny_ocr_map() -> ml_collections.ConfigDict:
     config.model = "models/tiny-sd3"
     config.dataset = "dataset/signs"
     config.resolution = 64
-    config.max_sequence_length = 64
+    config.max_sequence_length = 72
     config.rewards.ocr_map = 1.0
     config.num_eval_prompts = 192
 

@@ -1,6 +1,6 @@
 """The signs world: small procedural scenes whose every pixel is known.
 
-A scene is a coloured background, one or two coloured shapes above, and a sign below that carries a three-letter word:
+A scene is a coloured background, one or two coloured shapes above, and a sign below with a word of 3 to 5 letters:
 
     a red circle and a blue sign that says "HUT"
 
@@ -10,6 +10,7 @@ the tiny models, to test the maps that point into an image, and to run the demo.
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -25,9 +26,10 @@ COLORS = {
 SHAPES = ("circle", "square", "star", "ring", "cross")
 BACKGROUNDS = ((238, 232, 213), (205, 226, 240), (214, 236, 205), (240, 214, 206))
 
-# Consonant, vowel, consonant. Left out are the letters that OCR takes for another at this size (I, Q, J, ...).
-CONSONANTS, VOWELS = "BDFHKLMNPRST", "AEOU"
-NUM_TEST_WORDS = 96
+# Words alternate consonants and vowels. Left out are the letters that OCR takes for another at this size (I, Q, J, ...).
+CONSONANTS, VOWELS = "BDFGHKLMNPRSTVZ", "AEOU"
+WORD_LENGTHS = (3, 4, 5)
+NUM_WORDS = {"train": 1800, "test": 384}
 
 SIZE = 64  # pixels
 _SUPERSAMPLING = 4
@@ -58,17 +60,21 @@ class Scene:
 
 @cache
 def words(split: str) -> tuple[str, ...]:
-    """The words of a split: "train", or "test", none of which is in "train"."""
-    every = [a + b + c for a in CONSONANTS for b in VOWELS for c in CONSONANTS]
-    order = np.random.default_rng(0).permutation(len(every))
-    chosen = {"test": order[:NUM_TEST_WORDS], "train": order[NUM_TEST_WORDS:]}
-    if split not in chosen:
-        raise ValueError(f"unknown split {split!r}; choose one of {sorted(chosen)}")
-    return tuple(every[i] for i in sorted(chosen[split]))
+    """The words of a split: "train", or "test", none of which is in "train"; as many of each length."""
+    if split not in NUM_WORDS:
+        raise ValueError(f"unknown split {split!r}; choose one of {sorted(NUM_WORDS)}")
+    rng = np.random.default_rng(0)
+    drawn = {name: [] for name in NUM_WORDS}
+    for length in WORD_LENGTHS:
+        every = list(map("".join, product(*((CONSONANTS, VOWELS) * 3)[:length])))
+        chosen = iter(rng.permutation(len(every)))
+        for name, num_words in NUM_WORDS.items():
+            drawn[name] += [every[next(chosen)] for _ in range(num_words // len(WORD_LENGTHS))]
+    return tuple(drawn[split])
 
 
 def make_scene(seed: int, split: str = "train", word: str | None = None) -> Scene:
-    """Render the scene that belongs to a seed; `word` (three capitals) overrides the one that the seed would draw."""
+    """Render the scene that belongs to a seed; `word` (capitals) overrides the one that the seed would draw."""
     rng = np.random.default_rng(seed)
     drawn = words(split)[rng.integers(len(words(split)))]
     word = drawn if word is None else word
@@ -85,7 +91,7 @@ def make_scene(seed: int, split: str = "train", word: str | None = None) -> Scen
         mask = _shape_mask(kind, center_x, center_y, radius)
         canvas.paste(COLORS[color], mask=mask)
         objects.append(SceneObject(f"{color} {kind}", _downsample(mask)))
-    sign_mask, text_mask = _sign_masks(word, 32 + rng.uniform(-1.5, 1.5), 47 + rng.uniform(-2, 2))
+    sign_mask, text_mask = _sign_masks(word, 32 + rng.uniform(-1.5, 1.5), 48 + rng.uniform(-3, 3))
     canvas.paste(COLORS[sign_color], mask=sign_mask)
     canvas.paste((250, 250, 245), mask=text_mask)
     objects.append(SceneObject(f"{sign_color} sign", _downsample(sign_mask)))
@@ -131,11 +137,11 @@ def _sign_masks(word: str, x: float, y: float) -> tuple[Image.Image, Image.Image
     """The sign's board and its letters, as masks at drawing resolution; each letter stands in a cell of its own."""
     board, ink = (Image.new("L", (SIZE * _SUPERSAMPLING,) * 2) for _ in range(2))
     x, y = x * _SUPERSAMPLING, y * _SUPERSAMPLING
-    half_width, half_height = 29 * _SUPERSAMPLING, 13 * _SUPERSAMPLING
+    half_width, half_height = 30 * _SUPERSAMPLING, 10 * _SUPERSAMPLING
     corners = (x - half_width, y - half_height, x + half_width, y + half_height)
     ImageDraw.Draw(board).rounded_rectangle(corners, radius=3 * _SUPERSAMPLING, fill=255)
     draw = ImageDraw.Draw(ink)
-    pitch = 17 * _SUPERSAMPLING
+    pitch = 11 * _SUPERSAMPLING
     for index, letter in enumerate(word):
         at = (x + (index - (len(word) - 1) / 2) * pitch, y)
         draw.text(at, letter, fill=255, font=_font(), anchor="mm", stroke_width=_SUPERSAMPLING // 2)
@@ -144,7 +150,7 @@ def _sign_masks(word: str, x: float, y: float) -> tuple[Image.Image, Image.Image
 
 @cache
 def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=21 * _SUPERSAMPLING)  # the face that Pillow carries
+    return ImageFont.load_default(size=15 * _SUPERSAMPLING)  # the face that Pillow carries
 
 
 def _downsample(mask: Image.Image) -> np.ndarray:

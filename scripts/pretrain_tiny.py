@@ -21,126 +21,22 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import AutoencoderTiny, StableDiffusion3Pipeline
 from PIL import Image
+from tiny_sd3 import T5_LENGTH, TEXT_WIDTH, make_pipeline
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import (
-    ByT5Tokenizer,
-    CLIPTextConfig,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-)
 
-from flow_grpo.signs_world import COLORS, SHAPES, SIZE, Scene, make_scene, words
+from flow_grpo.signs_world import COLORS, SHAPES, SIZE, WORD_LENGTHS, Scene, make_scene, words
 
-CLIP_LENGTH = 24  # tokens: the captions' words whole, the sign's letters one by one
-T5_LENGTH = 64  # bytes
-TEXT_WIDTH = 128  # of a T5 token; the two CLIP towers have half each
-WORD_WEIGHT = 4.0  # how much more the flow's loss counts the latents under the word
-
-
-# The models
-
-
-def make_clip_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer that knows the captions' words whole and spells every other word."""
-    characters = list("abcdefghijklmnopqrstuvwxyz0123456789\",.'!?-:")
-    tokens = ["<|startoftext|>", "<|endoftext|>", *characters, *(f"{c}</w>" for c in characters)]
-    merges = []
-    # Longer words first: a merge of "red" would otherwise break "green" apart before its own merges have a turn.
-    for word in sorted(("and", "sign", "that", "says", *COLORS, *SHAPES), key=len, reverse=True):
-        pieces = [*word[:-1], f"{word[-1]}</w>"]
-        while len(pieces) > 1:
-            pair = (pieces[0], pieces[1])
-            if pair not in merges:
-                merges.append(pair)
-                tokens.append("".join(pair))
-            pieces[:2] = ["".join(pair)]
-    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CLIP_LENGTH)
-
-
-def make_clip_tower(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
-    width = TEXT_WIDTH // 2
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            projection_dim=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            max_position_embeddings=CLIP_LENGTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def make_pipeline() -> StableDiffusion3Pipeline:
-    """tiny-sd3 with random weights: 7.8 M parameters in the transformer, 64 image tokens of 8x8 pixels."""
-    clip_tokenizer, byte_tokenizer = make_clip_tokenizer(), ByT5Tokenizer()
-    width = 192
-    transformer = SD3Transformer2DModel(
-        sample_size=SIZE // 4,
-        patch_size=2,
-        in_channels=8,
-        out_channels=8,
-        num_layers=6,
-        attention_head_dim=64,
-        num_attention_heads=width // 64,
-        joint_attention_dim=TEXT_WIDTH,
-        caption_projection_dim=width,
-        pooled_projection_dim=TEXT_WIDTH,
-        pos_embed_max_size=SIZE // 8,
-        qk_norm="rms_norm",
-    )
-    for name, module in transformer.named_modules():  # adaLN-zero: each block starts as the identity (arXiv:2212.09748)
-        if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out")):
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
-    return StableDiffusion3Pipeline(
-        transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=AutoencoderTiny(
-            latent_channels=8,
-            encoder_block_out_channels=(40, 40, 40),
-            decoder_block_out_channels=(40, 40, 40),
-            num_encoder_blocks=(1, 2, 2),
-            num_decoder_blocks=(2, 2, 1),
-        ),
-        text_encoder=make_clip_tower(clip_tokenizer),
-        tokenizer=clip_tokenizer,
-        text_encoder_2=make_clip_tower(clip_tokenizer),
-        tokenizer_2=clip_tokenizer,
-        text_encoder_3=T5EncoderModel(
-            T5Config(
-                vocab_size=len(byte_tokenizer),
-                d_model=TEXT_WIDTH,
-                d_kv=32,
-                num_heads=4,
-                d_ff=2 * TEXT_WIDTH,
-                num_layers=3,
-                feed_forward_proj="gated-gelu",
-                dropout_rate=0.0,
-            )
-        ),
-        tokenizer_3=byte_tokenizer,
-    )
-
-
-# The data
+WORD_WEIGHT = 2.0  # how much more the flow's loss counts the latents under the word
 
 
 @dataclass
 class Scenes:
     """A pool of rendered scenes: images (N, 3, SIZE, SIZE) in [-1, 1], captions, and each caption's facts.
 
-    facts (N, 9): three letters, the sign's colour, then colour and kind of the first and second shape (0: none).
+    facts (N, 10): five letters, the sign's colour, then colour and kind of the first and second shape (0: none).
     byte_facts (N, T5_LENGTH): for each byte of the caption, which fact it belongs to (0: none), as one class.
     word_weight (N, 1, SIZE/4, SIZE/4): 1, or WORD_WEIGHT at the latents under the word.
     """
@@ -152,8 +48,9 @@ class Scenes:
     word_weight: torch.Tensor
 
 
-FACT_SIZES = (26, 26, 26, len(COLORS), *(1 + len(COLORS), 1 + len(SHAPES)) * 2)
-NUM_BYTE_FACTS = 1 + 3 * 26 + 3 * (len(COLORS) + len(SHAPES))
+NUM_SLOTS = max(WORD_LENGTHS)
+FACT_SIZES = (*(27,) * NUM_SLOTS, len(COLORS), *(1 + len(COLORS), 1 + len(SHAPES)) * 2)
+NUM_BYTE_FACTS = 1 + 26 * NUM_SLOTS + 3 * (len(COLORS) + len(SHAPES))
 
 
 def render_scenes(num_scenes: int, seed: int) -> Scenes:
@@ -170,19 +67,20 @@ def render_scenes(num_scenes: int, seed: int) -> Scenes:
 
 
 def scene_facts(scene: Scene) -> tuple[list[int], list[int]]:
-    """What the caption states, for the whole caption (9,) and byte by byte (T5_LENGTH,)."""
+    """What the caption states, for the whole caption (10,) and byte by byte (T5_LENGTH,)."""
     colors, kinds = list(COLORS), list(SHAPES)
     names = [o.name.split() for o in scene.objects]
     letters = [ord(c) - ord("A") for c in scene.word]
     shapes = [(1 + colors.index(color), 1 + kinds.index(kind)) for color, kind in names[:-1]] + [(0, 0)]
-    facts = [*letters, colors.index(names[-1][0]), *shapes[0], *shapes[1]]
+    slots = [1 + letter for letter in letters] + [0] * (NUM_SLOTS - len(letters))
+    facts = [*slots, colors.index(names[-1][0]), *shapes[0], *shapes[1]]
 
     byte_facts = [0] * T5_LENGTH
     start = 0
     for role, (color, kind) in enumerate([*names[:-1], names[-1]] if len(names) == 3 else [names[0], names[-1]]):
         role = 2 if kind == "sign" else role
         start = scene.caption.index(f"{color} {kind}", start)
-        first = 1 + 3 * 26 + role * (len(colors) + len(kinds))
+        first = 1 + 26 * NUM_SLOTS + role * (len(colors) + len(kinds))
         for i in range(start, start + len(color)):
             byte_facts[i] = first + colors.index(color)
         if kind != "sign":
@@ -199,9 +97,6 @@ def word_weight(scene: Scene) -> torch.Tensor:
     weight = torch.ones(1, SIZE // 4, SIZE // 4)
     weight[:, top // 4 : -(-bottom // 4), left // 4 : -(-right // 4)] = WORD_WEIGHT
     return weight / weight.mean()
-
-
-# The stages
 
 
 @dataclass
@@ -249,7 +144,7 @@ def fit(stage: Stage, work_dir: Path, seed: int, save_every: int = 250) -> None:
 
 
 def text_stage(pipeline: StableDiffusion3Pipeline, scenes: Scenes, num_steps: int, device: str) -> Stage:
-    """Each tower's pooled embedding tells the caption's nine facts, each T5 byte the fact that it is part of."""
+    """Each tower's pooled embedding tells the caption's facts, each T5 byte the fact that it is part of."""
     modules = nn.ModuleDict(
         {
             "clip": pipeline.text_encoder,
@@ -299,7 +194,10 @@ def autoencoder_stage(pipeline: StableDiffusion3Pipeline, scenes: Scenes, num_st
 @torch.no_grad()
 def encode_images(vae: AutoencoderTiny, images: torch.Tensor, device: str) -> torch.Tensor:
     """Latents (N, 8, SIZE/4, SIZE/4) as the transformer sees them; writes their scale and shift into the config."""
-    chunks = [vae.encode(chunk.to(device)).latents.cpu() for chunk in tqdm(images.split(256), desc="encoding scenes")]
+    chunks = []
+    for chunk in tqdm(images.split(256), desc="encoding scenes"):
+        with torch.autocast(device, torch.bfloat16):
+            chunks.append(vae.encode(chunk.to(device)).latents.float().cpu())
     latents = torch.cat(chunks)
     scale, shift = 1 / latents.std().item(), latents.mean().item()
     vae.register_to_config(scaling_factor=scale, shift_factor=shift)
@@ -348,9 +246,6 @@ def transformer_stage(
         return (error * scenes.word_weight[batch].to(device)).mean()
 
     return Stage("transformer", nn.ModuleDict({"transformer": transformer}), loss, num_steps, 8e-4)
-
-
-# The report
 
 
 @torch.no_grad()

@@ -146,8 +146,9 @@ class Trainer:
             seconds["sample"] += sampled - begin
             seconds["score"] += time.perf_counter() - sampled
         begin = time.perf_counter()
-        scored = concatenate(scores)
-        advantages, metrics = self._advantages(scored, trajectories[0].sigmas)
+        advantages, metrics = self._advantages(concatenate(scores), trajectories[0].sigmas)
+        seconds["advantage"] = time.perf_counter() - begin
+        begin = time.perf_counter()
         metrics |= self._update(trajectories, advantages, epoch)
         seconds |= {"update": time.perf_counter() - begin, "epoch": time.perf_counter() - started}
         return metrics | {f"time/{name}_seconds": value for name, value in seconds.items()}
