@@ -1,0 +1,329 @@
+"""Whole runs on the tiny pipeline: what they write, how they stop and go on, and what they refuse."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from flow_grpo.training.checkpoint import list_checkpoints
+from flow_grpo.training.distributed import Distributed
+from flow_grpo.training.evaluation import evaluate
+from flow_grpo.training.tracking import read_metrics
+
+REWARD = "brightness_reward:Brightness"
+
+
+def state_of(checkpoint):
+    """Every tensor of a checkpoint by name: LoRA, optimizer, EMA, random states."""
+
+    def flatten(value, prefix):
+        if isinstance(value, dict):
+            for name, child in value.items():
+                yield from flatten(child, f"{prefix}/{name}")
+        elif isinstance(value, (list, tuple)):
+            for index, child in enumerate(value):
+                yield from flatten(child, f"{prefix}/{index}")
+        else:
+            yield prefix, value
+
+    files = {name: torch.load(checkpoint / name, weights_only=True) for name in ("state.pt", "rng.pt")}
+    return dict(flatten(files, ""))
+
+
+def differences(one, other):
+    """The names under which two checkpoints differ in any bit."""
+    one, other = state_of(one), state_of(other)
+    assert one.keys() == other.keys() and len(one) > 100
+    return [
+        name
+        for name in one
+        if not (torch.equal(one[name], other[name]) if torch.is_tensor(one[name]) else one[name] == other[name])
+    ]
+
+
+def timeless_rows(run_dir):
+    return [
+        {name: value for name, value in row.items() if not name.startswith("time/")} for row in read_metrics(run_dir)
+    ]
+
+
+def rollout_rows(run_dir):
+    return [row for row in read_metrics(run_dir) if "rollout/reward_mean" in row]
+
+
+# What a run leaves
+
+
+def test_a_run_tracks_each_epoch_and_each_evaluation(finished_run):
+    rows = read_metrics(finished_run.run_dir)
+    assert [row["epoch"] for row in rows if "rollout/reward_mean" in row] == [0, 1, 2]
+    assert [row["epoch"] for row in rows if "eval/reward" in row] == [0, 2, 3]  # every second, and the end
+    names = set(rollout_rows(finished_run.run_dir)[0])
+    assert names >= {
+        *("rollout/reward_std", "rollout/advantage_abs_mean", f"rollout/{REWARD}", f"rollout/{REWARD}/contrast"),
+        *(f"map/{REWARD}/fallback_share", f"map/{REWARD}/effective_token_share"),
+        *("update/loss", "update/kl", "update/grad_norm", "update/approx_kl", "update/clip_fraction_above"),
+        *("time/sample_seconds", "time/score_seconds", "time/update_seconds", "time/epoch_seconds"),
+    }
+
+
+def test_the_ratio_is_one_before_the_first_update_of_every_epoch(finished_run):
+    assert [row["update/initial_ratio_deviation"] for row in rollout_rows(finished_run.run_dir)] == [0, 0, 0]
+    # the second update of an epoch is off the policy that sampled
+    assert all(row["update/ratio_deviation_max"] > 0 for row in rollout_rows(finished_run.run_dir))
+
+
+def test_training_moves_the_adapter_and_the_kl(finished_run):
+    kl = [row["update/kl"] for row in rollout_rows(finished_run.run_dir)]
+    assert 0 < kl[0] < kl[-1]
+    assert all(row["update/grad_norm"] > 0 for row in rollout_rows(finished_run.run_dir))
+
+
+def test_a_run_keeps_its_newest_checkpoints_and_the_end(finished_run):
+    names = [path.name for path in list_checkpoints(finished_run.run_dir)]
+    assert names == ["checkpoint-000002", "checkpoint-000003"]
+    assert not list(finished_run.run_dir.glob(".checkpoint*"))
+
+
+def test_a_checkpoint_keeps_the_resolved_configuration(finished_run):
+    config = json.loads((finished_run.run_dir / "checkpoint-000003" / "config.json").read_text())
+    assert config == finished_run.trainer.config.to_dict()
+    assert config["group_size"] == 4 and config["run_dir"] == str(finished_run.run_dir)
+
+
+def test_a_run_writes_its_sheets_and_wandb_offline(finished_run):
+    sheets = sorted(path.name for path in (finished_run.run_dir / "images").iterdir())
+    assert sheets == [f"eval-samples-{epoch:06d}.png" for epoch in (0, 2, 3)]
+    with Image.open(finished_run.run_dir / "images" / sheets[0]) as sheet:
+        assert sheet.size == (8 * 132, 2 * 148)
+    records = list(finished_run.run_dir.glob("wandb/offline-run-*/run-*.wandb"))
+    assert records and records[0].stat().st_size > 0
+
+
+def test_an_evaluation_is_of_the_averaged_weights(finished_run, make_policy):
+    """Repeated by hand from the checkpoint's average: the same number, which the weights themselves do not give."""
+    trainer = finished_run.trainer
+    state = torch.load(finished_run.run_dir / "checkpoint-000003" / "state.pt", weights_only=True)
+    policy = make_policy(lora_rank=trainer.config.lora_rank, lora_alpha=trainer.config.lora_alpha)
+    policy.load_lora_state(state["lora"])
+
+    def reward():
+        settings = (trainer.config.sample.eval_num_steps, trainer.geometry.batch_size, trainer.config.seed)
+        return evaluate(policy, trainer.eval_prompts, trainer.score_fn, *settings, Distributed()).metrics["eval/reward"]
+
+    of_weights = reward()
+    trained = [p for p in policy.network.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for parameter, average in zip(trained, state["ema"]["average"], strict=True):
+            parameter.copy_(average)
+    assert reward() == read_metrics(finished_run.run_dir)[-1]["eval/reward"] != of_weights
+
+
+# Stopping and going on
+
+
+def stop_at_score(trainer, number):
+    """A SIGTERM to this very process after the number-th batch is scored."""
+    score_fn, count = trainer.score_fn, 0
+
+    def stopping(*arguments):
+        nonlocal count
+        count += 1
+        if count == number:
+            signal.raise_signal(signal.SIGTERM)
+        return score_fn(*arguments)
+
+    trainer.score_fn = stopping
+
+
+# Scored in the tiny run: one evaluation batch, then two batches in epoch 0, two in epoch 1, an evaluation, ...
+@pytest.mark.parametrize(
+    "number, saved_at", [(4, 1), (5, 2), (6, 2)], ids=["mid-rollout", "last batch of an epoch", "evaluation"]
+)
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
+    finished_run, make_trainer, tmp_path, number, saved_at
+):
+    interrupted = make_trainer(tmp_path, keep_checkpoints=2)
+    stop_at_score(interrupted, number)
+    interrupted.train()
+    assert list_checkpoints(tmp_path)[-1].name == f"checkpoint-{saved_at:06d}"
+    torch.manual_seed(12345)  # a new process would not have the old one's random state either
+    make_trainer(tmp_path, keep_checkpoints=2, resume_from="latest").train()
+    assert timeless_rows(tmp_path) == timeless_rows(finished_run.run_dir)
+    final = "checkpoint-000003"
+    assert differences(tmp_path / final, finished_run.run_dir / final) == []
+
+
+def test_a_run_goes_on_from_a_named_checkpoint_into_a_folder_of_its_own(finished_run, make_trainer, tmp_path):
+    resume_from = str(finished_run.run_dir / "checkpoint-000002")
+    make_trainer(tmp_path, resume_from=resume_from, eval_every=0).train()
+    assert [row["epoch"] for row in rollout_rows(tmp_path)] == [2]
+    assert differences(tmp_path / "checkpoint-000003", finished_run.run_dir / "checkpoint-000003") == []
+
+
+def test_another_seed_is_another_run(finished_run, make_trainer, tmp_path):
+    make_trainer(tmp_path, seed=43, num_epochs=1, eval_every=0).train()
+    assert (
+        rollout_rows(tmp_path)[0]["rollout/reward_mean"] != rollout_rows(finished_run.run_dir)[0]["rollout/reward_mean"]
+    )
+
+
+def start(run_dir, environment, *flags):
+    command = [sys.executable, "train_sd3.py", "--config", "tests/training/tiny_run.py", f"--config.run_dir={run_dir}"]
+    return subprocess.Popen(
+        [*command, "--config.eval_every=0", "--config.save_every=1000", *flags],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_sigterm_to_a_real_run_saves_and_exits_cleanly_and_latest_goes_on(tmp_path, process_environment):
+    process = start(tmp_path, process_environment, "--config.num_epochs=500")
+    try:
+        deadline = time.monotonic() + 180
+        while not rollout_rows(tmp_path) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output[-3000:]
+    assert "SIGTERM: saving and stopping" in output
+    num_done = len(rollout_rows(tmp_path))
+    assert 1 <= num_done < 500
+    assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{num_done:06d}"]
+
+    goes_on = ["--config.resume_from=latest", f"--config.num_epochs={num_done + 1}"]
+    process = start(tmp_path, process_environment, *goes_on)
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output[-3000:]
+    assert [row["epoch"] for row in rollout_rows(tmp_path)] == list(range(num_done + 1))
+    assert list_checkpoints(tmp_path)[-1].name == f"checkpoint-{num_done + 1:06d}"
+
+
+# What a run refuses
+
+
+def test_a_folder_that_holds_a_run_is_refused_without_resume(finished_run, make_trainer):
+    with pytest.raises(ValueError, match="already holds a run; go on with it by --config.resume_from=latest"):
+        make_trainer(finished_run.run_dir)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_naming_its_fields(finished_run, make_trainer):
+    with pytest.raises(ValueError, match=re.escape("train.beta: 0.04 in the checkpoint, 0.01 now")) as caught:
+        make_trainer(finished_run.run_dir, resume_from="latest", **{"train.beta": 0.01, "lora_rank": 8})
+    assert "lora_rank: 32 in the checkpoint, 8 now" in str(caught.value)
+
+
+def test_nothing_to_resume_is_refused(make_trainer, tmp_path):
+    with pytest.raises(ValueError, match="resume_from=latest, but .* holds no checkpoint"):
+        make_trainer(tmp_path, resume_from="latest")
+
+
+def test_a_finished_run_says_what_to_raise(finished_run, make_trainer):
+    trainer = make_trainer(finished_run.run_dir, resume_from="latest", keep_checkpoints=2)
+    with pytest.raises(ValueError, match="has all 3 epochs; raise --config.num_epochs"):
+        trainer.train()
+
+
+def test_an_unknown_reward_is_refused_before_the_weights_are_loaded(make_trainer, tmp_path):
+    with pytest.raises(ValueError, match="unknown scorer 'ocr_mapp'.*ocr_map"):
+        make_trainer(tmp_path, rewards={"ocr_mapp": 1.0}, model="no/such/folder")
+
+
+def test_an_option_that_no_reward_takes_is_refused(make_trainer, tmp_path):
+    with pytest.raises(ValueError, match="does not take sharpness"):
+        make_trainer(tmp_path, reward_options={REWARD: {"sharpness": 1}}, model="no/such/folder")
+
+
+def test_a_mode_that_needs_a_map_refuses_a_reward_without_one(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, reward_options={REWARD: {"pixel_map": None}}, eval_every=0)
+    with pytest.raises(ValueError, match="advantage.mode=weight needs a reward map.*advantage.mode=scalar"):
+        trainer.train()
+
+
+def test_a_prompt_without_quotes_stops_an_ocr_run_with_the_prompt(make_trainer, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.txt").write_text("a blue sign without any word\n")
+    with pytest.raises(ValueError, match="a blue sign without any word"):
+        make_trainer(tmp_path / "run", rewards={"ocr_map": 1.0}, dataset=str(tmp_path), eval_every=0).train()
+
+
+@pytest.mark.parametrize("shift", [1.0, float("nan")])
+def test_a_ratio_other_than_one_before_any_update_stops_the_run(make_trainer, tmp_path, shift):
+    """The policy that is asked is not the one that sampled: a weight moves, or breaks, between rollout and update."""
+    trainer = make_trainer(tmp_path, eval_every=0)
+    advantages = trainer._advantages
+
+    def move_then_compute(*arguments):
+        with torch.no_grad():
+            for parameter in trainer.parameters:
+                parameter.add_(shift)
+        return advantages(*arguments)
+
+    trainer._advantages = move_then_compute
+    with pytest.raises(RuntimeError, match="before any update the ratio is .* away from 1"):
+        trainer.train()
+
+
+# Maps, end to end
+
+
+def trained_weights(make_trainer, run_dir, monkeypatch, **changes):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    trainer = make_trainer(run_dir, num_epochs=1, eval_every=0, **changes)
+    trainer.train()
+    return [parameter.detach() for parameter in trainer.parameters]
+
+
+def test_a_run_with_a_constant_map_is_the_scalar_run_bit_for_bit(make_trainer, tmp_path, monkeypatch):
+    constant = {"reward_options": {REWARD: {"pixel_map": 0.8}}}
+    scalar = trained_weights(make_trainer, tmp_path / "scalar", monkeypatch, **{"advantage.mode": "scalar"})
+    weight = trained_weights(make_trainer, tmp_path / "weight", monkeypatch, **constant)
+    no_map = {"advantage.mode": "scalar", "reward_options": {REWARD: {"pixel_map": None}}}
+    without = trained_weights(make_trainer, tmp_path / "none", monkeypatch, **no_map)
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(scalar, weight, without, strict=True))
+    mapped = trained_weights(make_trainer, tmp_path / "mapped", monkeypatch)
+    assert not all(torch.equal(a, b) for a, b in zip(scalar, mapped, strict=True))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"advantage.mode": "residual", "train.ratio": "token", "train.clip_range": 1e-3},
+        {"advantage.std": "group", "train.beta": 0.0, "sample.sde": "cps"},
+        {"advantage.fade": 1.0, "sample.guidance_scale": 3.0, "train.exact_kl": True},
+        {"reward_options": {REWARD: {"kind": "importance"}}, "updates_per_epoch": 1, "train.ratio": "image"},
+    ],
+    ids=["residual-token", "group-cps", "fade-guidance", "importance-image"],
+)
+def test_other_settings_train_too(make_trainer, tmp_path, monkeypatch, changes):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    trainer = make_trainer(tmp_path / "run", num_epochs=1, eval_every=0, **changes)
+    before = [parameter.detach().clone() for parameter in trainer.parameters]
+    trainer.train()
+    row = rollout_rows(tmp_path / "run")[0]
+    assert row["update/initial_ratio_deviation"] == 0 and row["update/grad_norm"] > 0
+    assert ("update/kl" in row) == (changes.get("train.beta") != 0)
+    assert all(parameter.isfinite().all() for parameter in trainer.parameters)
+    assert not all(torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True))
+
+
+def test_a_run_with_real_ocr_maps_goes_through(make_trainer, tmp_path):
+    make_trainer(tmp_path, rewards={"ocr_map": 1.0}, num_epochs=1, eval_every=1).train()
+    rows = read_metrics(tmp_path)
+    (trained,) = rollout_rows(tmp_path)
+    names = ("reward", "similarity", "confidence", "exact", "text_area")
+    assert all(0 <= trained[f"rollout/ocr_map/{name}"] <= 1 for name in names)
+    assert trained["rollout/reward_mean"] == pytest.approx(trained["rollout/ocr_map/reward"])
+    assert 0 <= trained["map/ocr_map/fallback_share"] <= 1
+    assert [row["epoch"] for row in rows if "eval/ocr_map/exact" in row] == [0, 1]
+    assert (tmp_path / "checkpoint-000001" / "lora_ema" / "pytorch_lora_weights.safetensors").is_file()
