@@ -150,6 +150,11 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
             f"train.num_steps={config.train.num_steps} exceeds the {config.sample.num_steps} steps of a rollout "
             "(sample.num_steps); train on fewer"
         )
+    if config.sample.sde == "cps" and config.train.beta > 0 and config.train.num_steps == config.sample.num_steps:
+        raise ValueError(
+            f"train.num_steps={config.train.num_steps} takes in the last step, where the noise of sample.sde=cps is 0 and "
+            "its KL infinite; train on one step fewer, or set train.beta=0"
+        )
     if not 0 <= config.advantage.alpha <= 1:
         raise ValueError(f"advantage.alpha={config.advantage.alpha} must lie between 0 (no map) and 1")
     if config.advantage.w_max < 1:

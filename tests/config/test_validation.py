@@ -94,6 +94,9 @@ def _value(path):
         ({"dataset": ""}, ["dataset is empty"]),
         ({"rewards": {}}, ["rewards is empty", "ocr_map"]),
         ({"train.num_steps": 9}, ["train.num_steps=9", "8 steps", "sample.num_steps"]),
+        ({"train.num_steps": 8, "sample.sde": "cps"}, ["train.num_steps=8", "cps", "train.beta=0"]),
+        ({"rewards": {"ocr_map": 0.0}}, ["rewards=", "one above 0"]),
+        ({"rewards": {"ocr_map": 1.0, "ocr": -0.5}}, ["rewards=", "0 or more"]),
         ({"advantage.alpha": 1.5}, ["advantage.alpha=1.5", "between 0"]),
         ({"advantage.w_max": 0.5}, ["advantage.w_max=0.5"]),
         ({"train.ema_decay": 1.0}, ["train.ema_decay=1.0"]),
@@ -103,6 +106,12 @@ def _value(path):
 def test_a_setting_that_cannot_work_is_refused_by_name(changes, words):
     message = refusal(**changes)
     assert all(word in message for word in words), message
+
+
+def test_the_last_step_is_trained_on_where_its_kl_is_finite():
+    every_step = {"train.num_steps": 8, "sample.num_steps": 8}
+    assert resolve(tiny(**every_step), 1)[1].num_train_steps == 8
+    assert resolve(tiny(**every_step, **{"sample.sde": "cps", "train.beta": 0.0}), 1)[1].num_train_steps == 8
 
 
 def test_another_number_of_processes_is_refused_with_both_ways_out():
