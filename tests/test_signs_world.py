@@ -1,6 +1,7 @@
 """The signs world: the same scene from the same seed, and everything that the caption says where the masks say it is."""
 
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from flow_grpo.signs_world import (
     BACKGROUNDS,
     COLORS,
     CONSONANTS,
-    NUM_TEST_WORDS,
+    NUM_WORDS,
     SHAPES,
     SIZE,
     VOWELS,
+    WORD_LENGTHS,
     make_scene,
     words,
 )
@@ -32,10 +34,16 @@ def test_seeds_give_different_scenes():
     assert len({make_scene(seed).image.tobytes() for seed in SEEDS}) == len(SEEDS)
 
 
-def test_words_of_the_splits_share_none_and_cover_all():
-    train, test = set(words("train")), set(words("test"))
-    assert len(test) == NUM_TEST_WORDS and not train & test
-    assert train | test == {a + b + c for a in CONSONANTS for b in VOWELS for c in CONSONANTS}
+def test_words_of_the_splits_share_none_and_are_of_every_length_alike():
+    train, test = words("train"), words("test")
+    assert len(set(train)) == len(train) and len(set(test)) == len(test) and not set(train) & set(test)
+    for split, drawn in (("train", train), ("test", test)):
+        assert Counter(map(len, drawn)) == {n: NUM_WORDS[split] // len(WORD_LENGTHS) for n in WORD_LENGTHS}
+
+
+def test_words_alternate_consonants_and_vowels():
+    for word in (*words("train"), *words("test")):
+        assert set(word[::2]) <= set(CONSONANTS) and set(word[1::2]) <= set(VOWELS), word
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
