@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-scenes", type=int, default=20_000, help="size of the rendered training set")
-    parser.add_argument("--text-steps", type=int, default=700)
+    parser.add_argument("--text-steps", type=int, default=1000)
     parser.add_argument("--autoencoder-steps", type=int, default=1000)
     parser.add_argument("--transformer-steps", type=int, default=5000)
     parser.add_argument(

@@ -104,9 +104,12 @@ class Trainer:
                 if self.distributed.any(stop.requested):
                     break
             self._save(epoch)
+        bar.close()
         if epoch == config.num_epochs and config.eval_every:
             self._evaluate(epoch)
         self.tracker.finish()
+        if epoch < config.num_epochs and self.distributed.is_main:
+            print(f"saved {self.run_dir} at epoch {epoch}; go on with --config.resume_from=latest", flush=True)
 
     def _resume(self) -> int:
         if self.resume_path is None:
