@@ -44,7 +44,7 @@ def make_policy():
     """make_policy(**options) -> a fresh SD3Policy of models/tiny-sd3, its LoRA not trained."""
 
     def make(**options):
-        settings = dict(resolution=64, lora_rank=4, lora_alpha=8, guidance_scale=1.0, max_sequence_length=64)
+        settings = dict(resolution=64, lora_rank=4, lora_alpha=8, guidance_scale=1.0, max_sequence_length=72)
         return load_policy("sd3", MODEL, "no", **(settings | options))
 
     return make

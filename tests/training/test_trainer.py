@@ -110,7 +110,8 @@ def test_an_evaluation_is_of_the_averaged_weights(finished_run, make_policy):
     """Repeated by hand from the checkpoint's average: the same number, which the weights themselves do not give."""
     trainer = finished_run.trainer
     state = torch.load(finished_run.run_dir / "checkpoint-000003" / "state.pt", weights_only=True)
-    policy = make_policy(lora_rank=trainer.config.lora_rank, lora_alpha=trainer.config.lora_alpha)
+    names = ("lora_rank", "lora_alpha", "max_sequence_length")
+    policy = make_policy(**{name: trainer.config[name] for name in names})
     policy.load_lora_state(state["lora"])
 
     def reward():

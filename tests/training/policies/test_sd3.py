@@ -116,7 +116,7 @@ def test_a_resolution_of_broken_tokens_is_refused(make_policy):
 
 def test_the_folder_is_a_pipeline_that_loads_and_draws(base_pipeline, prompts):
     image = base_pipeline(
-        prompts, height=64, width=64, num_inference_steps=2, max_sequence_length=64, output_type="pt"
+        prompts, height=64, width=64, num_inference_steps=2, max_sequence_length=72, output_type="pt"
     ).images
     assert image.shape == (2, 3, 64, 64) and image.isfinite().all()
     # prompts and noise reach the image: no two are alike
@@ -134,7 +134,7 @@ def test_without_noise_a_rollout_draws_what_the_pipeline_draws(make_policy, base
         num_inference_steps=4,
         guidance_scale=guidance_scale,
         latents=sample_noise([5, 6], 1, policy.latent_shape, torch.device("cpu"))[:, 0],
-        max_sequence_length=64,
+        max_sequence_length=72,
         output_type="pt",
     ).images
     # fp32, four steps, and with guidance the two halves of the batch in another order
@@ -172,7 +172,7 @@ def test_only_the_adapter_is_trained_and_it_is_fp32(policy):
 
 
 def test_half_precision_leaves_the_adapter_in_fp32():
-    policy = load_policy("sd3", MODEL, "bf16", resolution=64, lora_rank=4, lora_alpha=8, max_sequence_length=64)
+    policy = load_policy("sd3", MODEL, "bf16", resolution=64, lora_rank=4, lora_alpha=8, max_sequence_length=72)
     dtypes = {p.requires_grad: p.dtype for p in policy.network.parameters() if p.is_floating_point()}
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
     assert next(policy.pipeline.vae.parameters()).dtype == torch.float32
