@@ -168,6 +168,21 @@ def test_a_run_goes_on_from_a_named_checkpoint_into_a_folder_of_its_own(finished
     assert differences(tmp_path / "checkpoint-000003", finished_run.run_dir / "checkpoint-000003") == []
 
 
+def test_every_epoch_draws_its_own_prompts(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    trainer = make_trainer(tmp_path, num_epochs=2, eval_every=0)
+    score_fn, drawn = trainer.score_fn, []
+
+    def listening(images, prompts, metadata):
+        drawn.append(list(prompts))
+        return score_fn(images, prompts, metadata)
+
+    trainer.score_fn = listening
+    trainer.train()
+    assert drawn == [batch.prompts for epoch in (0, 1) for batch in trainer.sampler.epoch(epoch)]
+    assert len({prompt for batch in drawn for prompt in batch}) == 4
+
+
 def test_another_seed_is_another_run(finished_run, make_trainer, tmp_path):
     make_trainer(tmp_path, seed=43, num_epochs=1, eval_every=0).train()
     assert (
