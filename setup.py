@@ -33,7 +33,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_namespace_packages(include=["flow_grpo", "flow_grpo.*"]),
-    install_requires=["torch>=2.4", "numpy>=1.26", "pillow>=10.1"],  # the scorers' floor
+    install_requires=["torch>=2.6", "numpy>=1.26", "pillow>=10.1"],  # the scorers' floor
     extras_require={
         "clip": ["transformers>=4.56"],
         "ocr": OCR,

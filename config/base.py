@@ -49,8 +49,9 @@ def get_config() -> ml_collections.ConfigDict:
     sample.sde = "flow"  # kind of SDE: "flow" (Flow-GRPO) or "cps"
 
     # The rewards
-    config.rewards = ml_collections.ConfigDict()  # scorer -> weight, e.g. {"ocr_map": 1.0}
-    config.reward_options = ml_collections.ConfigDict()  # scorer -> its options
+    # Dotted keys: a scorer of your own is named "package.module:factory".
+    config.rewards = ml_collections.ConfigDict(allow_dotted_keys=True)  # scorer -> weight, e.g. {"ocr_map": 1.0}
+    config.reward_options = ml_collections.ConfigDict(allow_dotted_keys=True)  # scorer -> its options
 
     # Token advantages: DESIGN of the weights in flow_grpo/training/advantages.py
     config.advantage = advantage = ml_collections.ConfigDict()

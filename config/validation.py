@@ -61,18 +61,19 @@ class Geometry:
         return self.batches_per_update * self.num_train_steps
 
 
-def resolve(config: ml_collections.ConfigDict, num_processes: int) -> tuple[ml_collections.FrozenConfigDict, Geometry]:
+def resolve(config: ml_collections.ConfigDict, num_processes: int) -> tuple[ml_collections.ConfigDict, Geometry]:
     """Fill in what follows from other fields and check everything; the configuration itself is left alone.
 
     Raises ValueError that names the field, what it is and what it may be.
     """
-    config = ml_collections.ConfigDict(config.to_dict())
+    config = ml_collections.ConfigDict(config.to_dict(), allow_dotted_keys=True)
     _check_names(config.to_dict(), base.get_config().to_dict())
     _check_values(config)
     if config.num_gpus != num_processes:
         raise ValueError(
             f"num_gpus={config.num_gpus}, but this run was launched with {num_processes} processes; "
-            f"set --config.num_gpus={num_processes} or launch with --num_processes {config.num_gpus}"
+            f"set --config.num_gpus={num_processes} or launch that many "
+            f"(accelerate launch --num_processes {config.num_gpus}; on CPUs torchrun --nproc_per_node {config.num_gpus})"
         )
     config.run_dir = config.run_dir or f"runs/{config.name}"
     if not config.group_size or not config.batch_size:
@@ -85,7 +86,7 @@ def resolve(config: ml_collections.ConfigDict, num_processes: int) -> tuple[ml_c
         group_size, batch_size = GEOMETRY_OF_GPUS[config.num_gpus]
         config.group_size = config.group_size or group_size
         config.batch_size = config.batch_size or batch_size
-    return ml_collections.FrozenConfigDict(config), _geometry(config)
+    return config.lock(), _geometry(config)
 
 
 def _geometry(config: ml_collections.ConfigDict) -> Geometry:
@@ -155,6 +156,8 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
             f"train.num_steps={config.train.num_steps} takes in the last step, where the noise of sample.sde=cps is 0 and "
             "its KL infinite; train on one step fewer, or set train.beta=0"
         )
+    if config.sample.guidance_scale < 1:
+        raise ValueError(f"sample.guidance_scale={config.sample.guidance_scale} must be 1 (no guidance) or more")
     if not 0 <= config.advantage.alpha <= 1:
         raise ValueError(f"advantage.alpha={config.advantage.alpha} must lie between 0 (no map) and 1")
     if config.advantage.w_max < 1:

@@ -23,7 +23,10 @@ TEXT_WIDTH = 128  # of a T5 token; the two CLIP towers have half each
 
 
 def make_clip_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer that knows the captions' words whole and spells every other word."""
+    """A CLIP tokenizer that knows the captions' words whole and spells every other word.
+
+    Merges are merges: a sign's "AN", "RE" or "SA" comes out as one token. The T5 sees every letter by itself.
+    """
     characters = list("abcdefghijklmnopqrstuvwxyz0123456789\",.'!?-:")
     tokens = ["<|startoftext|>", "<|endoftext|>", *characters, *(f"{c}</w>" for c in characters)]
     merges = []

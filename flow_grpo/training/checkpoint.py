@@ -23,8 +23,18 @@ from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.ema import ExponentialMovingAverage
 from flow_grpo.training.policies.base import Policy
 
-# What a run may change when it goes on: how long it runs, what it writes and how often.
-MAY_CHANGE = ("resume_from", "num_epochs", "save_every", "keep_checkpoints", "eval_every", "wandb_project", "run_dir")
+# What a run may change when it goes on: how long it runs, what it writes and how often, and on how many processes.
+MAY_CHANGE = (
+    "num_gpus",
+    "batch_size",
+    "resume_from",
+    "num_epochs",
+    "save_every",
+    "keep_checkpoints",
+    "eval_every",
+    "wandb_project",
+    "run_dir",
+)
 
 
 def save_checkpoint(

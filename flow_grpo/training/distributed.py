@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object, parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, parse_flag_from_env
 
 
 class Distributed:
@@ -50,14 +50,6 @@ class Distributed:
     def gather_objects(self, value: Any) -> list:
         """Every process's picklable value, in order of rank."""
         return gather_object([value])
-
-    def broadcast_object(self, value: Any) -> Any:
-        """The main process's value, everywhere."""
-        return broadcast_object_list([value])[0]
-
-    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The mean over processes."""
-        return self.accelerator.reduce(tensor, reduction="mean")
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any process; all must ask."""

@@ -31,7 +31,7 @@ from flow_grpo.training.tracking import NullTracker, RunTracker
 class Trainer:
     """One run, from its resolved configuration (`config.validation.resolve`)."""
 
-    def __init__(self, config: ml_collections.FrozenConfigDict, geometry, distributed: Distributed):
+    def __init__(self, config: ml_collections.ConfigDict, geometry, distributed: Distributed):
         self.config, self.geometry, self.distributed = config, geometry, distributed
         self.run_dir = Path(config.run_dir)
         self.sde = SDE(config.sample.num_steps, config.sample.noise_level, config.sample.sde)
@@ -71,6 +71,12 @@ class Trainer:
         if self.config.resume_from:
             path = checkpoint.find_checkpoint(self.run_dir, self.config.resume_from)
             checkpoint.check_same_config(path, self.config.to_dict())
+            newest = checkpoint.list_checkpoints(self.run_dir)[-1:]
+            if path.parent == self.run_dir and newest != [path]:
+                raise ValueError(
+                    f"{self.run_dir} goes on to {newest[0].name}; give the branch from {path.name} a --config.run_dir "
+                    "of its own"
+                )
             return path
         if checkpoint.list_checkpoints(self.run_dir):
             raise ValueError(

@@ -53,7 +53,7 @@ def test_resolving_leaves_the_given_configuration_alone():
     resolved, _ = resolve(config, 1)
     assert config.to_dict() == before and resolved.run_dir == "runs/tiny_ocr_map"
     with pytest.raises(AttributeError):
-        resolved.seed = 1
+        resolved.sede = 1
 
 
 @pytest.mark.parametrize("path", CHOICES)
