@@ -101,17 +101,21 @@ def word_weight(scene: Scene) -> torch.Tensor:
 
 @dataclass
 class Stage:
-    """One thing to train: `loss(step generator) -> scalar` over the parameters of `modules`, for num_steps steps."""
+    """One thing to train: `loss(step generator) -> scalar` over the parameters of `modules`, for num_steps steps.
+
+    decay: the share of the steps, the last ones, over which the learning rate goes to zero.
+    """
 
     name: str
     modules: nn.ModuleDict
     loss: Callable[[torch.Generator], torch.Tensor]
     num_steps: int
     learning_rate: float
+    decay: float = 0.2
 
 
 def fit(stage: Stage, work_dir: Path, seed: int, save_every: int = 250) -> None:
-    """AdamW, with the rate warmed up over 100 steps and brought to zero over the last fifth.
+    """AdamW, with the rate warmed up over 100 steps and brought to zero over the stage's decay.
 
     A step draws all its randomness from (seed, step), so a run that was interrupted goes on as if it had not been.
     """
@@ -126,7 +130,9 @@ def fit(stage: Stage, work_dir: Path, seed: int, save_every: int = 250) -> None:
     mean_loss = None
     bar = tqdm(range(first, stage.num_steps), initial=first, total=stage.num_steps, desc=stage.name)
     for step in bar:
-        rate = min(1.0, (step + 1) / 100, (stage.num_steps - step) / (0.2 * stage.num_steps))
+        rate = min(1.0, (step + 1) / 100)
+        if stage.decay:
+            rate = min(rate, (stage.num_steps - step) / (stage.decay * stage.num_steps))
         for group in optimizer.param_groups:
             group["lr"] = stage.learning_rate * rate
         loss = stage.loss(torch.Generator().manual_seed(seed * 1_000_003 + step))
@@ -245,7 +251,8 @@ def transformer_stage(
         error = (velocity.float() - (noise - clean).to(device)).square()
         return (error * scenes.word_weight[batch].to(device)).mean()
 
-    return Stage("transformer", nn.ModuleDict({"transformer": transformer}), loss, num_steps, 8e-4)
+    # Without decay: the last steps would take it past the point where reinforcement learning has the most to do.
+    return Stage("transformer", nn.ModuleDict({"transformer": transformer}), loss, num_steps, 8e-4, decay=0.0)
 
 
 @torch.no_grad()
@@ -295,7 +302,7 @@ def main() -> None:
     parser.add_argument("--num-scenes", type=int, default=20_000, help="size of the rendered training set")
     parser.add_argument("--text-steps", type=int, default=1000)
     parser.add_argument("--autoencoder-steps", type=int, default=1000)
-    parser.add_argument("--transformer-steps", type=int, default=5000)
+    parser.add_argument("--transformer-steps", type=int, default=1750)
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile the transformer: 1.5x on a CPU, needs g++"
     )

@@ -1,4 +1,4 @@
-"""Score the policy on held-out prompts: the ODE sampler, one fixed noise a prompt, each prompt counted once."""
+"""Score the policy on held-out prompts: one fixed noise a prompt, each prompt counted once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ def evaluate(
     policy: Policy,
     prompts: list[str],
     score_fn: Callable,
-    num_steps: int,
+    sde: SDE,
     batch_size: int,
     seed: int,
     distributed: Distributed,
@@ -59,7 +59,7 @@ def evaluate(
         indices = own[start : start + batch_size]
         chosen = [prompts[i] for i in indices]
         seeds = [sample_seed(seed, i) for i in indices]
-        images = rollout(policy, chosen, seeds, SDE(num_steps, noise_level=0.0), num_kept=0).images
+        images = rollout(policy, chosen, seeds, sde, num_kept=0).images
         details, extras = score_fn(images, chosen, [{}] * len(chosen))
         measured = {"reward": details["avg"], **extras["details"]}
         columns = {name: values.tolist() for name, values in measured.items()}

@@ -278,7 +278,7 @@ class Trainer:
                 self.policy,
                 self.eval_prompts,
                 self.score_fn,
-                self.config.sample.eval_num_steps,
+                SDE(self.config.sample.eval_num_steps, noise_level=0.0),
                 self.geometry.batch_size,
                 self.config.seed,
                 self.distributed,

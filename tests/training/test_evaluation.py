@@ -19,7 +19,9 @@ def score_fn():
 
 
 def run(policy, score_fn, batch_size=2, **options):
-    return evaluate(policy, HELD_OUT, score_fn, 3, batch_size, seed=1, distributed=Distributed(), **options)
+    return evaluate(
+        policy, HELD_OUT, score_fn, SDE(3, noise_level=0.0), batch_size, seed=1, distributed=Distributed(), **options
+    )
 
 
 def test_each_prompt_is_scored_once_though_the_last_batch_is_short(policy, score_fn):

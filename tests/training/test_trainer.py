@@ -14,6 +14,7 @@ from PIL import Image
 from flow_grpo.training.checkpoint import list_checkpoints
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.evaluation import evaluate
+from flow_grpo.training.rollout import SDE
 from flow_grpo.training.tracking import read_metrics
 
 REWARD = "brightness_reward:Brightness"
@@ -115,7 +116,11 @@ def test_an_evaluation_is_of_the_averaged_weights(finished_run, make_policy):
     policy.load_lora_state(state["lora"])
 
     def reward():
-        settings = (trainer.config.sample.eval_num_steps, trainer.geometry.batch_size, trainer.config.seed)
+        settings = (
+            SDE(trainer.config.sample.eval_num_steps, noise_level=0.0),
+            trainer.geometry.batch_size,
+            trainer.config.seed,
+        )
         return evaluate(policy, trainer.eval_prompts, trainer.score_fn, *settings, Distributed()).metrics["eval/reward"]
 
     of_weights = reward()

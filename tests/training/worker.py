@@ -12,6 +12,7 @@ from tiny_run import get_config
 from config.validation import resolve
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.evaluation import evaluate
+from flow_grpo.training.rollout import SDE
 from flow_grpo.training.trainer import Trainer
 
 NUM_HELD_OUT = 3
@@ -47,7 +48,9 @@ def main(folder: Path, batch_size: int) -> None:
     scored.clear()
     held_out = [prompt.replace("red", "blue") for prompt in in_training[0][0][:1]] * NUM_HELD_OUT
     held_out = [f"{prompt} {index}" for index, prompt in enumerate(held_out)]
-    evaluation = evaluate(trainer.policy, held_out, listening_score, 3, batch_size, 1, trainer.distributed)
+    evaluation = evaluate(
+        trainer.policy, held_out, listening_score, SDE(3, noise_level=0.0), batch_size, 1, trainer.distributed
+    )
     torch.save(
         {
             "num_processes": trainer.distributed.num_processes,

@@ -7,8 +7,10 @@ from flow_grpo.training.policies.base import Policy
 WEIGHT_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def load_policy(family: str, model: str, mixed_precision: str, **options) -> Policy:
+def load_policy(family: str, model: str, mixed_precision: str, lora: str | None = None, **options) -> Policy:
     """Load the pipeline `model` (hub id or folder) as a policy of a family; options go to the policy.
+
+    lora: a folder that `save_lora` wrote, merged into the weights; the policy's own adapter starts on top of it.
 
     Raises ValueError for an unknown family.
     """
@@ -19,4 +21,8 @@ def load_policy(family: str, model: str, mixed_precision: str, **options) -> Pol
     from flow_grpo.training.policies.sd3 import SD3Policy
 
     pipeline = StableDiffusion3Pipeline.from_pretrained(model, torch_dtype=WEIGHT_DTYPES[mixed_precision])
+    if lora is not None:
+        pipeline.load_lora_weights(lora)
+        pipeline.fuse_lora(components=["transformer"])
+        pipeline.unload_lora_weights()
     return SD3Policy(pipeline, **options)

@@ -1,0 +1,62 @@
+"""Score a model, with or without a trained LoRA, on the held-out prompts of a configuration.
+
+python scripts/evaluate.py tiny_ocr_map                                    # the base model, by the ODE
+python scripts/evaluate.py tiny_ocr_map --lora runs/demo/checkpoint-000020/lora_ema
+python scripts/evaluate.py tiny_ocr_map --rollout --sheet samples.png      # by the rollout's SDE
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from config.grpo import get_config
+from flow_grpo.rewards import multi_score
+from flow_grpo.training.data import load_prompts
+from flow_grpo.training.distributed import Distributed
+from flow_grpo.training.evaluation import evaluate
+from flow_grpo.training.policies.load import load_policy
+from flow_grpo.training.rollout import SDE
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a run of config/grpo.py: its model, prompts and rewards")
+    parser.add_argument("--lora", help="a checkpoint's lora or lora_ema folder; default: the base model")
+    parser.add_argument("--rollout", action="store_true", help="sample as in training, by the SDE, instead of the ODE")
+    parser.add_argument("--num-prompts", type=int, default=0, help="the first of test.txt; 0, the default: all")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--sheet", type=Path, help="draw the first 32 samples with their maps here")
+    args = parser.parse_args()
+    config, distributed = get_config(args.config), Distributed()
+    policy = load_policy(
+        config.policy,
+        config.model,
+        config.mixed_precision,
+        lora=args.lora,
+        resolution=config.resolution,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        guidance_scale=config.sample.guidance_scale,
+        max_sequence_length=config.max_sequence_length,
+        device=distributed.device,
+    )
+    evaluation = evaluate(
+        policy,
+        load_prompts(config.dataset, "test")[: args.num_prompts or None],
+        multi_score(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict()),
+        SDE(config.sample.num_steps, config.sample.noise_level, config.sample.sde)
+        if args.rollout
+        else SDE(config.sample.eval_num_steps, noise_level=0.0),
+        args.batch_size,
+        args.seed,
+        distributed,
+        num_examples=32,
+    )
+    print(json.dumps({name: round(value, 4) for name, value in evaluation.metrics.items()}, indent=2))
+    if args.sheet:
+        evaluation.sheet().save(args.sheet)
+
+
+if __name__ == "__main__":
+    main()
