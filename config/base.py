@@ -48,6 +48,8 @@ def get_config() -> ml_collections.ConfigDict:
     sample.noise_level = 0.7  # of the SDE
     sample.sde = "flow"  # kind of SDE: "flow" (Flow-GRPO) or "cps"
 
+    sample.same_start = False  # siblings start from one latent; Flow-GRPO: each from its own
+
     # The rewards
     # Dotted keys: a scorer of your own is named "package.module:factory".
     config.rewards = ml_collections.ConfigDict(allow_dotted_keys=True)  # scorer -> weight, e.g. {"ocr_map": 1.0}

@@ -73,8 +73,12 @@ def words(split: str) -> tuple[str, ...]:
     return tuple(drawn[split])
 
 
-def make_scene(seed: int, split: str = "train", word: str | None = None) -> Scene:
-    """Render the scene that belongs to a seed; `word` (capitals) overrides the one that the seed would draw."""
+def make_scene(seed: int, split: str = "train", word: str | None = None, worn: bool = False) -> Scene:
+    """Render the scene that belongs to a seed.
+
+    word: capitals, instead of the word that the seed would draw. worn: half the height of the letters has flaked off the
+    sign, as the weather leaves it; the caption still says what it once said. Everything else of the scene is the same.
+    """
     rng = np.random.default_rng(seed)
     drawn = words(split)[rng.integers(len(words(split)))]
     word = drawn if word is None else word
@@ -94,6 +98,8 @@ def make_scene(seed: int, split: str = "train", word: str | None = None) -> Scen
     sign_mask, text_mask = _sign_masks(word, 32 + rng.uniform(-1.5, 1.5), 48 + rng.uniform(-3, 3))
     canvas.paste(COLORS[sign_color], mask=sign_mask)
     canvas.paste((250, 250, 245), mask=text_mask)
+    if worn:
+        canvas.paste(COLORS[sign_color], mask=_flaked_mask(text_mask, rng))
     objects.append(SceneObject(f"{sign_color} sign", _downsample(sign_mask)))
 
     return Scene(
@@ -146,6 +152,18 @@ def _sign_masks(word: str, x: float, y: float) -> tuple[Image.Image, Image.Image
         at = (x + (index - (len(word) - 1) / 2) * pitch, y)
         draw.text(at, letter, fill=255, font=_font(), anchor="mm", stroke_width=_SUPERSAMPLING // 2)
     return board, ink
+
+
+def _flaked_mask(ink: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The upper or lower half of the letters, with a ragged edge."""
+    left, top, right, bottom = ink.getbbox()
+    height = bottom - top
+    xs = np.linspace(left - 1, right + 1, 12)
+    edge = top + height * rng.uniform(0.4, 0.6, len(xs))
+    far = top - 1 if rng.random() < 0.5 else bottom + 1
+    mask = Image.new("L", ink.size)
+    ImageDraw.Draw(mask).polygon([*zip(xs, edge), (right + 1, far), (left - 1, far)], fill=255)
+    return mask
 
 
 @cache

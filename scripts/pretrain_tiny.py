@@ -2,11 +2,13 @@
 
     python scripts/pretrain_tiny.py sd3 --out models/tiny-sd3
 
-Three stages; the same command, run again, goes on from each stage's last checkpoint in --work-dir:
+Four stages; the same command, run again, goes on from each stage's last checkpoint in --work-dir:
 
     text         the CLIP towers and the T5 encoder learn to say what a caption states (colours, shapes, letters)
     autoencoder  an AutoencoderTiny learns 64 px scenes as 16x16x8 latents
     transformer  an SD3Transformer2DModel learns the flow from noise to latents (rectified flow, arXiv:2403.03206)
+    weathering   it goes on where half of the signs are worn, and their captions do not say so: what it draws is now
+                 partly right, as web data teaches large models, and reinforcement learning has room
 
 It departs from SD3's recipe where a CPU asks for it: the text encoders learn from captions alone, and the flow's loss
 counts the word's latents more than the rest, since the letters are what takes long.
@@ -29,6 +31,7 @@ from tqdm.auto import tqdm
 
 from flow_grpo.signs_world import COLORS, SHAPES, SIZE, WORD_LENGTHS, Scene, make_scene, words
 
+WORN_SHARE = 0.5  # of the signs, while weathering
 WORD_WEIGHT = 2.0  # how much more the flow's loss counts the latents under the word
 
 
@@ -53,8 +56,11 @@ FACT_SIZES = (*(27,) * NUM_SLOTS, len(COLORS), *(1 + len(COLORS), 1 + len(SHAPES
 NUM_BYTE_FACTS = 1 + 26 * NUM_SLOTS + 3 * (len(COLORS) + len(SHAPES))
 
 
-def render_scenes(num_scenes: int, seed: int) -> Scenes:
-    scenes = [make_scene(seed * 10_000_000 + i) for i in tqdm(range(num_scenes), desc="rendering scenes")]
+def render_scenes(num_scenes: int, seed: int, worn_share: float = 0.0) -> Scenes:
+    """The scenes of a seed; with a worn_share the same scenes, that share of their signs worn."""
+    worn = np.random.default_rng(seed).random(num_scenes) < worn_share
+    seeds = range(seed * 10_000_000, seed * 10_000_000 + num_scenes)
+    scenes = [make_scene(i, worn=w) for i, w in tqdm(zip(seeds, worn), total=num_scenes, desc="rendering scenes")]
     images = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2)
     facts, byte_facts = zip(*(scene_facts(scene) for scene in scenes))
     return Scenes(
@@ -126,7 +132,7 @@ def fit(stage: Stage, work_dir: Path, seed: int, save_every: int = 250) -> None:
         stage.modules.load_state_dict(state["modules"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    stage.modules.train()
+    stage.modules.train().requires_grad_(True)
     mean_loss = None
     bar = tqdm(range(first, stage.num_steps), initial=first, total=stage.num_steps, desc=stage.name)
     for step in bar:
@@ -199,15 +205,19 @@ def autoencoder_stage(pipeline: StableDiffusion3Pipeline, scenes: Scenes, num_st
 
 @torch.no_grad()
 def encode_images(vae: AutoencoderTiny, images: torch.Tensor, device: str) -> torch.Tensor:
-    """Latents (N, 8, SIZE/4, SIZE/4) as the transformer sees them; writes their scale and shift into the config."""
+    """Latents (N, 8, SIZE/4, SIZE/4) as the transformer sees them, by the scale and shift of the autoencoder's config."""
     chunks = []
     for chunk in tqdm(images.split(256), desc="encoding scenes"):
         with torch.autocast(device, torch.bfloat16):
             chunks.append(vae.encode(chunk.to(device)).latents.float().cpu())
-    latents = torch.cat(chunks)
-    scale, shift = 1 / latents.std().item(), latents.mean().item()
-    vae.register_to_config(scaling_factor=scale, shift_factor=shift)
-    return (latents - shift) * scale
+    return (torch.cat(chunks) - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def set_latent_scale(vae: AutoencoderTiny, images: torch.Tensor, device: str) -> None:
+    """Write the scale and shift into the config that give these images' latents mean 0 and std 1."""
+    vae.register_to_config(scaling_factor=1.0, shift_factor=0.0)
+    latents = encode_images(vae, images, device)
+    vae.register_to_config(scaling_factor=1 / latents.std().item(), shift_factor=latents.mean().item())
 
 
 @torch.no_grad()
@@ -224,14 +234,26 @@ def encode_captions(pipeline: StableDiffusion3Pipeline, captions: list[str], dev
     return torch.cat(embeds), torch.cat(pooled)
 
 
+@dataclass
+class Conditions:
+    """Prompt embeddings of the scenes' captions and of the empty prompt, as `encode_captions` gives them."""
+
+    captions: tuple[torch.Tensor, torch.Tensor]
+    nothing: tuple[torch.Tensor, torch.Tensor]
+
+
 def transformer_stage(
-    pipeline: StableDiffusion3Pipeline, scenes: Scenes, num_steps: int, device: str, compiled: bool
+    name: str,
+    pipeline: StableDiffusion3Pipeline,
+    forward: Callable,
+    scenes: Scenes,
+    conditions: Conditions,
+    num_steps: int,
+    device: str,
 ) -> Stage:
-    transformer = pipeline.transformer.to(device)
+    """Flow matching on the scenes' latents. forward: the transformer, compiled or not."""
     latents = encode_images(pipeline.vae, scenes.images, device)
-    embeds, pooled = encode_captions(pipeline, scenes.captions, device)
-    no_embeds, no_pooled = encode_captions(pipeline, [""], device)
-    forward = torch.compile(transformer) if compiled else transformer
+    (embeds, pooled), (no_embeds, no_pooled) = conditions.captions, conditions.nothing
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         batch = torch.randint(len(latents), (64,), generator=generator)
@@ -251,8 +273,8 @@ def transformer_stage(
         error = (velocity.float() - (noise - clean).to(device)).square()
         return (error * scenes.word_weight[batch].to(device)).mean()
 
-    # Without decay: the last steps would take it past the point where reinforcement learning has the most to do.
-    return Stage("transformer", nn.ModuleDict({"transformer": transformer}), loss, num_steps, 8e-4, decay=0.0)
+    decay = 0.2 if name == "weathering" else 0.0  # at the very end alone
+    return Stage(name, nn.ModuleDict({"transformer": pipeline.transformer}), loss, num_steps, 8e-4, decay)
 
 
 @torch.no_grad()
@@ -281,10 +303,18 @@ def pretrain_sd3(args: argparse.Namespace) -> None:
     scenes = render_scenes(args.num_scenes, args.seed)
     fit(text_stage(pipeline, scenes, args.text_steps, args.device), args.work_dir, args.seed)
     fit(autoencoder_stage(pipeline, scenes, args.autoencoder_steps, args.device), args.work_dir, args.seed)
-    stage = transformer_stage(pipeline, scenes, args.transformer_steps, args.device, args.compile)
-    fit(stage, args.work_dir, args.seed)
 
     pipeline.to(args.device)
+    set_latent_scale(pipeline.vae, scenes.images, args.device)
+    captions = encode_captions(pipeline, scenes.captions, args.device)
+    conditions = Conditions(captions, nothing=encode_captions(pipeline, [""], args.device))
+    forward = torch.compile(pipeline.transformer) if args.compile else pipeline.transformer
+    flow = (forward, scenes, conditions, args.transformer_steps, args.device)
+    fit(transformer_stage("transformer", pipeline, *flow), args.work_dir, args.seed)
+    worn = render_scenes(args.num_scenes, args.seed, WORN_SHARE)
+    flow = (forward, worn, conditions, args.weathering_steps, args.device)
+    fit(transformer_stage("weathering", pipeline, *flow), args.work_dir, args.seed)
+
     sample_sheet(pipeline, args.work_dir / "samples.png")
     pipeline.to("cpu")
     pipeline.transformer.to(torch.float16)  # on disk only: from_pretrained gives back fp32
@@ -303,6 +333,7 @@ def main() -> None:
     parser.add_argument("--text-steps", type=int, default=1000)
     parser.add_argument("--autoencoder-steps", type=int, default=1000)
     parser.add_argument("--transformer-steps", type=int, default=1750)
+    parser.add_argument("--weathering-steps", type=int, default=800)
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile the transformer: 1.5x on a CPU, needs g++"
     )

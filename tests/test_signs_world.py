@@ -146,3 +146,14 @@ def test_scene_survives_a_round_trip_through_png(tmp_path):
     scene = make_scene(1)
     Image.fromarray(scene.image).save(tmp_path / "scene.png")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "scene.png")), scene.image)
+
+
+def test_a_worn_sign_loses_ink_and_nothing_else_changes():
+    for seed in SEEDS:
+        whole, worn = make_scene(seed), make_scene(seed, worn=True)
+        assert (whole.caption, whole.text_box) == (worn.caption, worn.text_box)
+        left, top, right, bottom = whole.text_box
+        changed = (whole.image != worn.image).any(axis=2)
+        assert changed[top:bottom, left:right].mean() > 0.1
+        changed[top - 1 : bottom + 1, left - 1 : right + 1] = False
+        assert not changed.any()

@@ -29,12 +29,13 @@ class SampleBatch:
     """One process's batch of samples to draw.
 
     prompts (B,). group_ids (B,) int64: siblings, which share a prompt, share the id. seeds: (B,) one for the noise of
-    each sample, its own in the whole run.
+    each sample, its own in the whole run. start_seeds: (B,) of the initial latents: each sample's own seed, or one a group.
     """
 
     prompts: list[str]
     group_ids: torch.Tensor
     seeds: list[int]
+    start_seeds: list[int]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class GroupSampler:
 
     The epoch's samples stand in one row, group after group; global batch b is a slice of it, and each process takes its
     part of the slice. So one process with batches of 2 B deals the same global batches as two with batches of B.
+
+    same_start: siblings start from one latent, so that their rewards differ by the steps' noise alone, which is what the
+    log-probs can learn from.
     """
 
     prompts: list[str]
@@ -52,6 +56,7 @@ class GroupSampler:
     seed: int
     rank: int = 0
     num_processes: int = 1
+    same_start: bool = False
 
     def epoch(self, epoch: int) -> list[SampleBatch]:
         """The batches of this process."""
@@ -62,11 +67,14 @@ class GroupSampler:
         for start in range(self.rank * self.batch_size, num_samples, stride):
             rows = range(start, start + self.batch_size)
             groups = [row // self.group_size for row in rows]
+            seeds = [sample_seed(self.seed, epoch * num_samples + row) for row in rows]
+            firsts = [sample_seed(self.seed, epoch * num_samples + group * self.group_size) for group in groups]
             batches.append(
                 SampleBatch(
                     prompts=[self.prompts[chosen[group]] for group in groups],
                     group_ids=torch.tensor(groups),
-                    seeds=[sample_seed(self.seed, epoch * num_samples + row) for row in rows],
+                    seeds=seeds,
+                    start_seeds=firsts if self.same_start else seeds,
                 )
             )
         return batches

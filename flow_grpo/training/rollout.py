@@ -52,9 +52,17 @@ def sample_noise(seeds: list[int], num_draws: int, shape: tuple[int, ...], devic
 
 
 @torch.no_grad()
-def rollout(policy: Policy, prompts: list[str], seeds: list[int], sde: SDE, num_kept: int) -> Trajectories:
+def rollout(
+    policy: Policy,
+    prompts: list[str],
+    seeds: list[int],
+    sde: SDE,
+    num_kept: int,
+    start_seeds: list[int] | None = None,
+) -> Trajectories:
     """Sample an image for each prompt and keep the first num_kept steps.
 
+    seeds: one a sample, of all its noise. start_seeds: take the initial latents from these seeds instead.
     The last step of a rollout is best not kept: it lands on sigma 0, where its noise is small and its density steep.
     """
     embeds = encode_unique(policy, prompts)
@@ -63,6 +71,8 @@ def rollout(policy: Policy, prompts: list[str], seeds: list[int], sde: SDE, num_
     num_draws = 1 + (sde.num_steps if sde.noise_level > 0 else 0)
     noise = sample_noise(seeds, num_draws, policy.latent_shape, device)  # (B, 1 + T, ...)
     sample = noise[:, 0]
+    if start_seeds is not None and start_seeds != seeds:
+        sample = sample_noise(start_seeds, 1, policy.latent_shape, device)[:, 0]
     latents, log_probs = [sample], []
     for step in range(sde.num_steps):
         velocity = policy.velocity(sample, sigmas[step], embeds)

@@ -43,6 +43,7 @@ class Trainer:
             seed=config.seed,
             rank=distributed.rank,
             num_processes=geometry.num_processes,
+            same_start=config.sample.same_start,
         )
         self.eval_prompts = load_prompts(config.dataset, "test")[: config.num_eval_prompts or None]
         self.resume_path = self._find_resume_path()
@@ -148,7 +149,9 @@ class Trainer:
             if self.distributed.any(stop.requested):
                 return None
             begin = time.perf_counter()
-            drawn = rollout(self.policy, batch.prompts, batch.seeds, self.sde, self.config.train.num_steps)
+            drawn = rollout(
+                self.policy, batch.prompts, batch.seeds, self.sde, self.config.train.num_steps, batch.start_seeds
+            )
             sampled = time.perf_counter()
             scores.append(self._score(drawn.images, batch))
             trajectories.append(drawn)

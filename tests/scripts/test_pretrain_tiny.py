@@ -10,13 +10,16 @@ from pretrain_tiny import (
     FACT_SIZES,
     NUM_BYTE_FACTS,
     NUM_SLOTS,
+    Conditions,
     autoencoder_stage,
     byte_ids,
+    encode_captions,
     encode_images,
     fit,
     pretrain_sd3,
     render_scenes,
     scene_facts,
+    set_latent_scale,
     text_stage,
     transformer_stage,
     word_weight,
@@ -130,6 +133,13 @@ def test_the_word_weighs_more_where_it_stands_and_the_mean_is_one():
         assert heavy.sum() <= (right - left + 6) * (bottom - top + 6)
 
 
+def test_worn_scenes_are_the_same_scenes_with_less_ink_on_their_signs(scenes):
+    worn = render_scenes(len(scenes.captions), seed=0, worn_share=0.5)
+    assert worn.captions == scenes.captions and torch.equal(worn.facts, scenes.facts)
+    changed = (worn.images != scenes.images).flatten(1).any(1)
+    assert 0 < changed.sum() < len(changed)
+
+
 def test_scenes_are_images_in_the_autoencoders_range(scenes):
     assert scenes.images.shape == (8, 3, SIZE, SIZE)
     assert -1 <= scenes.images.min() < 0 < scenes.images.max() <= 1
@@ -143,8 +153,15 @@ def test_scenes_are_images_in_the_autoencoders_range(scenes):
 STAGES = {
     "text": lambda pipeline, scenes: text_stage(pipeline, scenes, 2, "cpu"),
     "autoencoder": lambda pipeline, scenes: autoencoder_stage(pipeline, scenes, 2, "cpu"),
-    "transformer": lambda pipeline, scenes: transformer_stage(pipeline, scenes, 2, "cpu", compiled=False),
+    "transformer": lambda pipeline, scenes: transformer_stage("transformer", *flow_of(pipeline, scenes), 2, "cpu"),
+    "weathering": lambda pipeline, scenes: transformer_stage("weathering", *flow_of(pipeline, scenes), 2, "cpu"),
 }
+
+
+def flow_of(pipeline, scenes):
+    set_latent_scale(pipeline.vae, scenes.images, "cpu")
+    captions, nothing = (encode_captions(pipeline, texts, "cpu") for texts in (scenes.captions, [""]))
+    return pipeline, pipeline.transformer, scenes, Conditions(captions, nothing)
 
 
 def fresh_stage(name, scenes):
@@ -184,6 +201,7 @@ def test_an_interrupted_stage_goes_on_bit_for_bit(name, scenes, tmp_path):
 def test_latents_have_unit_scale_and_the_config_gives_them_back(scenes):
     torch.manual_seed(0)
     vae = make_pipeline().vae
+    set_latent_scale(vae, scenes.images, "cpu")
     latents = encode_images(vae, scenes.images, "cpu")
     assert latents.shape == (8, 8, SIZE // 4, SIZE // 4)
     assert latents.std().item() == pytest.approx(1, abs=1e-4) and latents.mean().item() == pytest.approx(0, abs=1e-4)
@@ -203,11 +221,12 @@ def test_the_whole_command_writes_a_pipeline_that_loads(tmp_path):
         text_steps=1,
         autoencoder_steps=1,
         transformer_steps=1,
+        weathering_steps=1,
         compile=False,
     )
     pretrain_sd3(args)
     assert {path.name for path in args.work_dir.iterdir()} == {
-        *("text.pt", "autoencoder.pt", "transformer.pt"),
+        *("text.pt", "autoencoder.pt", "transformer.pt", "weathering.pt"),
         "samples.png",
     }
     loaded = StableDiffusion3Pipeline.from_pretrained(args.out)

@@ -32,6 +32,16 @@ def test_processes_deal_the_global_batches_of_one_process_with_a_larger_batch(nu
         assert rows([batch]) == rows([batches[index] for batches in many])
 
 
+@given(num_processes=st.sampled_from([1, 2, 4]), epoch=st.integers(0, 20))
+@settings(max_examples=20, deadline=None)
+def test_siblings_start_from_one_latent_where_asked_and_each_from_its_own_where_not(num_processes, epoch):
+    for rank in range(num_processes):
+        dealt = sampler(rank=rank, num_processes=num_processes, same_start=True).epoch(epoch)
+        starts = {(group, seed) for b in dealt for group, seed in zip(b.group_ids.tolist(), b.start_seeds, strict=True)}
+        assert len(starts) == len({group for group, _ in starts}) == len({seed for _, seed in starts})
+        assert all(b.start_seeds == b.seeds for b in sampler(rank=rank, num_processes=num_processes).epoch(epoch))
+
+
 def test_an_epoch_holds_every_group_whole_and_siblings_share_prompt_and_id():
     dealt = rows(sampler().epoch(3))
     assert Counter(group for _, group, _ in dealt) == {group: 6 for group in range(4)}

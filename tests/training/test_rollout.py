@@ -49,6 +49,14 @@ def test_the_ratio_is_exactly_one_before_the_first_update(make_policy, prompts, 
         assert metrics["ratio_deviation_max"] == 0
 
 
+def test_samples_of_one_start_seed_share_the_first_latent_and_not_the_second(trained, prompts):
+    drawn = rollout(trained, [prompts[0]] * 2, [1, 2], SDE(4, 0.7), NUM_KEPT, start_seeds=[1, 1])
+    assert torch.equal(drawn.latents[0, 0], drawn.latents[1, 0])
+    assert not torch.equal(drawn.latents[0, 1], drawn.latents[1, 1])
+    own = rollout(trained, [prompts[0]] * 2, [1, 2], SDE(4, 0.7), NUM_KEPT)
+    assert torch.equal(drawn.latents[0], own.latents[0]) and not torch.equal(drawn.latents[1], own.latents[1])
+
+
 def test_the_ratio_leaves_one_once_the_policy_has_moved(trained, drawn):
     weight = next(p for p in trained.network.parameters() if p.requires_grad)
     kept = weight.detach().clone()
