@@ -31,9 +31,9 @@ def tiny_ocr_map() -> ml_collections.ConfigDict:
     config.rewards.ocr_map = 1.0
     config.num_eval_prompts = 192
 
-    config.num_epochs = 20
-    config.eval_every = 5
-    config.save_every = 5
+    config.num_epochs = 12
+    config.eval_every = 4
+    config.save_every = 4
     config.num_groups = 8
     config.group_size = 16
     config.batch_size = 32
