@@ -103,6 +103,5 @@ def test_alone_a_process_is_main_and_gathers_itself():
     assert (distributed.rank, distributed.num_processes, distributed.is_main) == (0, 1, True)
     assert Distributed.launched_processes() == 1
     values = torch.arange(3.0)
-    assert torch.equal(distributed.gather(values), values) and torch.equal(distributed.mean(values), values)
-    assert distributed.gather_objects({"a": 1}) == [{"a": 1}] and distributed.broadcast_object("b") == "b"
+    assert torch.equal(distributed.gather(values), values)
     assert distributed.any(True) and not distributed.any(False)

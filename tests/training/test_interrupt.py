@@ -17,11 +17,14 @@ def test_the_first_signal_is_noted_and_nothing_else_happens(number, capsys):
 
 
 def test_the_second_signal_acts_as_it_always_does():
+    # A shell's background job starts with SIGINT ignored; here it is what it is in the foreground.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert stop.requested
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("signals", [[], [signal.SIGTERM]])

@@ -238,6 +238,23 @@ def test_a_folder_that_holds_a_run_is_refused_without_resume(finished_run, make_
         make_trainer(finished_run.run_dir)
 
 
+def test_a_branch_from_an_older_checkpoint_is_refused_in_the_folder_that_holds_newer_ones(finished_run, make_trainer):
+    older = str(finished_run.run_dir / "checkpoint-000002")
+    with pytest.raises(ValueError, match="goes on to checkpoint-000003; give the branch .* a --config.run_dir"):
+        make_trainer(finished_run.run_dir, resume_from=older, keep_checkpoints=2)
+
+
+def test_a_run_goes_on_in_batches_of_another_size_with_the_same_samples(finished_run, make_trainer, tmp_path):
+    """As on another number of processes: the epoch's samples, and so its rewards, stay what they were."""
+    resume_from = str(finished_run.run_dir / "checkpoint-000002")
+    make_trainer(tmp_path, resume_from=resume_from, batch_size=2, eval_every=0).train()
+    (row,) = rollout_rows(tmp_path)
+    expected = rollout_rows(finished_run.run_dir)[2]
+    # batches of two and of four round differently in the last bits
+    assert row["rollout/reward_mean"] == pytest.approx(expected["rollout/reward_mean"], abs=1e-5)
+    assert row["rollout/reward_std"] == pytest.approx(expected["rollout/reward_std"], abs=1e-5)
+
+
 def test_a_checkpoint_of_another_configuration_is_refused_naming_its_fields(finished_run, make_trainer):
     with pytest.raises(ValueError, match=re.escape("train.beta: 0.04 in the checkpoint, 0.01 now")) as caught:
         make_trainer(finished_run.run_dir, resume_from="latest", **{"train.beta": 0.01, "lora_rank": 8})

@@ -20,6 +20,7 @@ def get_config():
     config.sample.num_steps = 4
     config.sample.eval_num_steps = 3
     config.train.num_steps = 2
+    config.train.beta = 0.04
     config.train.learning_rate = 1e-3
     config.train.ema_every = 1
     return config
