@@ -104,4 +104,5 @@ def test_alone_a_process_is_main_and_gathers_itself():
     assert Distributed.launched_processes() == 1
     values = torch.arange(3.0)
     assert torch.equal(distributed.gather(values), values)
+    assert distributed.gather_objects({"a": 1}) == [{"a": 1}]
     assert distributed.any(True) and not distributed.any(False)
