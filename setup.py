@@ -12,7 +12,7 @@ OCR = [
 TRAIN = [
     "accelerate>=1.1",
     "diffusers>=0.35",  # saves a LoRA's scale in its metadata
-    "transformers>=4.56",
+    "transformers>=5",  # the tiny model's tokenizers
     "peft>=0.17",
     "wandb>=0.18",
     "ml_collections>=1.0",
@@ -24,7 +24,8 @@ TRAIN = [
 DEV = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.8", "matplotlib>=3.8"]
 
 setup(
-    name="flow_grpo",
+    # The package is flow_grpo; the distribution is not, since pip would replace a fork of that name by it.
+    name="flow-grpo-maps",
     version="0.1.0",
     description="Flow-GRPO training of text-to-image flow models with pixel-level reward maps",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),

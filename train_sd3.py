@@ -1,7 +1,8 @@
 """Train a flow-matching model with reward maps.
 
 accelerate launch train_sd3.py --config config/grpo.py:tiny_ocr_map
-accelerate launch train_sd3.py --config config/grpo.py:ocr_map_sd3 --config.num_gpus=8 --config.resume_from=latest
+accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map_sd3 --config.num_gpus=8 \\
+    --config.dataset=FOLDER --config.resume_from=latest
 """
 
 from absl import app, flags

@@ -1,6 +1,7 @@
 """Every field of a run, once: its default, its unit, what it does. `config/grpo.py` has the runs, as changes to this.
 
-Any field can be set from the command line: `--config.seed=1`.
+Any field can be set from the command line, `--config.seed=1`; what scorers a run has, and their options, in a run of
+`config/grpo.py`.
 """
 
 import ml_collections
@@ -55,7 +56,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.rewards = ml_collections.ConfigDict(allow_dotted_keys=True)  # scorer -> weight, e.g. {"ocr_map": 1.0}
     config.reward_options = ml_collections.ConfigDict(allow_dotted_keys=True)  # scorer -> its options
 
-    # Token advantages: DESIGN of the weights in flow_grpo/training/advantages.py
+    # Token advantages; their formulas stand in flow_grpo/training/advantages.py
     config.advantage = advantage = ml_collections.ConfigDict()
     advantage.std = "global"  # "global" (all rewards of the epoch, Flow-GRPO) or "group"
     advantage.mode = "weight"  # "scalar" (Flow-GRPO), "weight" or "residual"

@@ -67,7 +67,8 @@ def tiny_ocr() -> ml_collections.ConfigDict:
 def ocr_map_sd3() -> ml_collections.ConfigDict:
     """OCR maps on SD3.5-medium at 512 px, with Flow-GRPO's published hyper-parameters.
 
-    accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map_sd3 --config.num_gpus=8
+    accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map_sd3 --config.num_gpus=8 \\
+        --config.dataset=FOLDER
     One to 32 GPUs of 80 GB, by config.num_gpus alone: 1, 4, 8 or 32.
     """
     config = base.get_config()
@@ -83,7 +84,8 @@ def ocr_map_sd3() -> ml_collections.ConfigDict:
 def ocr_sd3() -> ml_collections.ConfigDict:
     """Flow-GRPO's published OCR run on SD3.5-medium: the scalar `ocr` reward, one advantage an image.
 
-    accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_sd3 --config.num_gpus=8
+    accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_sd3 --config.num_gpus=8 \\
+        --config.dataset=FOLDER
     One to 32 GPUs of 80 GB, by config.num_gpus alone: 1, 4, 8 or 32.
     """
     config = ocr_map_sd3()

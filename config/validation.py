@@ -156,6 +156,13 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
             f"train.num_steps={config.train.num_steps} takes in the last step, where the noise of sample.sde=cps is 0 and "
             "its KL infinite; train on one step fewer, or set train.beta=0"
         )
+    if config.train.ratio == "image" and config.advantage.mode != "scalar":
+        raise ValueError(
+            f"train.ratio=image averages the tokens' advantages and would ignore advantage.mode={config.advantage.mode}; "
+            "use train.ratio=gspo_token, or advantage.mode=scalar"
+        )
+    if config.sample.sde == "cps" and config.sample.noise_level > 1:
+        raise ValueError(f"sample.noise_level={config.sample.noise_level} must be 1 or less for sample.sde=cps")
     if config.sample.guidance_scale < 1:
         raise ValueError(f"sample.guidance_scale={config.sample.guidance_scale} must be 1 (no guidance) or more")
     if not 0 <= config.advantage.alpha <= 1:

@@ -56,7 +56,7 @@ class RapidOcr:
         try:
             import rapidocr
         except ImportError as error:
-            raise ImportError('the "rapidocr" engine needs RapidOCR: pip install "flow_grpo[ocr]"') from error
+            raise ImportError('the "rapidocr" engine needs RapidOCR: pip install "flow-grpo-maps[ocr]"') from error
         weights = Path(rapidocr.__file__).parent / "models"
         params = {
             "Global.log_level": "error",
@@ -112,6 +112,6 @@ def read_images(engine: OcrEngine, images: Tensor) -> list[list[TextLine]]:
 def _weight_file(path: Path) -> str:
     if not path.is_file():
         raise FileNotFoundError(
-            f'RapidOCR came without {path.name}; pip install "flow_grpo[ocr]" brings a release with it'
+            f'RapidOCR came without {path.name}; pip install "flow-grpo-maps[ocr]" brings a release with it'
         )
     return str(path)

@@ -75,7 +75,7 @@ def blend_boxes(
     A box's mask is its filled quad under a Gaussian of sigma = mask_sigma * height of the box. Where several overlap,
     reward_box is the mean of their rewards weighted by their masks, and mask the largest of them: the same box twice changes
     nothing, and no value leaves the range of the rewards and the background. Returns (H, W) fp32 for size = (H, W).
-    Source: reward-design, "Soft mask".
+    map = reward_bg + mask * (reward_box - reward_bg).
     """
     mask = torch.zeros(size)
     weight = torch.zeros(size)

@@ -63,7 +63,7 @@ def edit_distance(a: str, b: str) -> int:
     try:
         from Levenshtein import distance
     except ImportError as error:
-        raise ImportError('text rewards need python-Levenshtein: pip install "flow_grpo[ocr]"') from error
+        raise ImportError('text rewards need python-Levenshtein: pip install "flow-grpo-maps[ocr]"') from error
     return distance(a, b)
 
 

@@ -1,21 +1,24 @@
 """Score a model, with or without a trained LoRA, on the held-out prompts of a configuration.
 
 python scripts/evaluate.py tiny_ocr_map                                    # the base model, by the ODE
-python scripts/evaluate.py tiny_ocr_map --lora runs/demo/checkpoint-000020/lora_ema
+python scripts/evaluate.py tiny_ocr_map --lora runs/demo/checkpoint-000010/lora_ema
 python scripts/evaluate.py tiny_ocr_map --rollout --sheet samples.png      # by the rollout's SDE
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-from config.grpo import get_config
-from flow_grpo.rewards import multi_score
-from flow_grpo.training.data import load_prompts
-from flow_grpo.training.distributed import Distributed
-from flow_grpo.training.evaluation import evaluate
-from flow_grpo.training.policies.load import load_policy
-from flow_grpo.training.rollout import SDE
+sys.path.insert(0, str(Path(__file__).parents[1]))  # config/ is not installed: it belongs to the checkout
+
+from config.grpo import get_config  # noqa: E402
+from flow_grpo.rewards import multi_score  # noqa: E402
+from flow_grpo.training.data import load_prompts  # noqa: E402
+from flow_grpo.training.distributed import Distributed  # noqa: E402
+from flow_grpo.training.evaluation import evaluate  # noqa: E402
+from flow_grpo.training.policies.load import load_policy  # noqa: E402
+from flow_grpo.training.rollout import SDE  # noqa: E402
 
 
 def main() -> None:
@@ -23,12 +26,14 @@ def main() -> None:
     parser.add_argument("config", help="a run of config/grpo.py: its model, prompts and rewards")
     parser.add_argument("--lora", help="a checkpoint's lora or lora_ema folder; default: the base model")
     parser.add_argument("--rollout", action="store_true", help="sample as in training, by the SDE, instead of the ODE")
-    parser.add_argument("--num-prompts", type=int, default=0, help="the first of test.txt; 0, the default: all")
+    parser.add_argument("--num-prompts", type=int, help="the first of test.txt; 0: all; default: the configuration's")
+    parser.add_argument("--dataset", help="folder with test.txt; default: the configuration's")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--sheet", type=Path, help="draw the first 32 samples with their maps here")
     args = parser.parse_args()
     config, distributed = get_config(args.config), Distributed()
+    num_prompts = config.num_eval_prompts if args.num_prompts is None else args.num_prompts
     policy = load_policy(
         config.policy,
         config.model,
@@ -43,7 +48,7 @@ def main() -> None:
     )
     evaluation = evaluate(
         policy,
-        load_prompts(config.dataset, "test")[: args.num_prompts or None],
+        load_prompts(args.dataset or config.dataset, "test")[: num_prompts or None],
         multi_score(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict()),
         SDE(config.sample.num_steps, config.sample.noise_level, config.sample.sde)
         if args.rollout

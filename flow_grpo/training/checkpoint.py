@@ -3,7 +3,7 @@
 runs/NAME/checkpoint-000020/
     lora/           pytorch_lora_weights.safetensors, for any diffusers pipeline's `load_lora_weights`
     lora_ema/       the same of the averaged weights: the ones to use
-    state.pt        trained weights in fp32, optimizer, EMA, epoch and optimizer step
+    state.pt        trained weights in fp32, optimizer, EMA, fp16 loss scale, epoch
     rng.pt          every process's random states: python, numpy, torch, CUDA
     config.json     the resolved configuration
 """
@@ -64,6 +64,7 @@ def save_checkpoint(
             "lora": {name: tensor.cpu() for name, tensor in policy.lora_state().items()},
             "optimizer": optimizer.state_dict(),
             "ema": ema.state_dict(),
+            "scaler": distributed.scaler_state(),
             "epoch": epoch,
         }
         torch.save(state, temporary / "state.pt")
@@ -93,6 +94,7 @@ def load_checkpoint(
     policy.load_lora_state(state["lora"])
     optimizer.load_state_dict(state["optimizer"])
     ema.load_state_dict(state["ema"])
+    distributed.load_scaler_state(state["scaler"])
     rng = torch.load(path / "rng.pt", weights_only=True)
     if len(rng) == distributed.num_processes:
         _set_rng_state(rng[distributed.rank])

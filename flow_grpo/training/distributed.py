@@ -57,6 +57,14 @@ class Distributed:
             return flag
         return bool(self.gather(torch.tensor([flag], device=self.device)).any())
 
+    def scaler_state(self) -> dict | None:
+        """The loss scale of fp16 training; None where there is none."""
+        return self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+
+    def load_scaler_state(self, state: dict | None) -> None:
+        if state and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state)
+
     def wait_for_everyone(self) -> None:
         self.accelerator.wait_for_everyone()
 

@@ -72,7 +72,8 @@ def rollout(
     noise = sample_noise(seeds, num_draws, policy.latent_shape, device)  # (B, 1 + T, ...)
     sample = noise[:, 0]
     if start_seeds is not None and start_seeds != seeds:
-        sample = sample_noise(start_seeds, 1, policy.latent_shape, device)[:, 0]
+        # As many draws as above: on CUDA the first draw depends on their number, and must be the same latent.
+        sample = sample_noise(start_seeds, num_draws, policy.latent_shape, device)[:, 0]
     latents, log_probs = [sample], []
     for step in range(sde.num_steps):
         velocity = policy.velocity(sample, sigmas[step], embeds)

@@ -37,9 +37,12 @@ def score_samples(
     images: torch.Tensor,
     prompts: Sequence[str],
     group_ids: torch.Tensor,
-    token_grid: tuple[int, int],
+    token_grid: tuple[int, int] | None,
 ) -> Scored:
-    """Score images (B, 3, H, W) by a `multi_score` function; nothing of the result carries a gradient."""
+    """Score images (B, 3, H, W) by a `multi_score` function; nothing of the result carries a gradient.
+
+    token_grid: (rows, columns) to pool the maps to; None leaves them out.
+    """
     details, extras = score_fn(images, prompts, [{}] * len(prompts))
     measured = {name: values for name, values in details.items() if name != "avg"} | extras["details"]
     return Scored(
@@ -49,7 +52,7 @@ def score_samples(
             name: TokenMap(
                 pool_to_tokens(entry["reward_map"].detach().float(), token_grid), entry["map_kind"], entry["map_valid"]
             )
-            for name, entry in extras["maps"].items()
+            for name, entry in (extras["maps"].items() if token_grid else ())
         },
         details={name: values.detach().float() for name, values in measured.items()},
     )

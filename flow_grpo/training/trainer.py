@@ -73,9 +73,9 @@ class Trainer:
             path = checkpoint.find_checkpoint(self.run_dir, self.config.resume_from)
             checkpoint.check_same_config(path, self.config.to_dict())
             newest = checkpoint.list_checkpoints(self.run_dir)[-1:]
-            if path.parent == self.run_dir and newest != [path]:
+            if newest and newest[0].resolve() != path.resolve():
                 raise ValueError(
-                    f"{self.run_dir} goes on to {newest[0].name}; give the branch from {path.name} a --config.run_dir "
+                    f"{self.run_dir} goes on to {newest[0].name}; give the branch from {path} a --config.run_dir "
                     "of its own"
                 )
             return path
@@ -166,8 +166,9 @@ class Trainer:
         return metrics | {f"time/{name}_seconds": value for name, value in seconds.items()}
 
     def _score(self, images: torch.Tensor, batch: SampleBatch) -> Scored:
-        scored = score_samples(self.score_fn, images, batch.prompts, batch.group_ids, self.policy.token_grid)
         mode = self.config.advantage.mode
+        token_grid = None if mode == "scalar" else self.policy.token_grid
+        scored = score_samples(self.score_fn, images, batch.prompts, batch.group_ids, token_grid)
         if not scored.maps and mode != "scalar":
             raise ValueError(
                 f"advantage.mode={mode} needs a reward map, and none of {', '.join(self.config.rewards)} has one; "
@@ -195,7 +196,7 @@ class Trainer:
             "rollout/advantage_abs_mean": advantages.abs().mean(),
             **{f"rollout/{name}": values.mean() for name, values in everyone.details.items()},
         }
-        for name, token_map in everyone.maps.items():
+        for name, token_map in everyone.maps.items() if settings.mode == "weight" else ():
             weights, fallback = token_weights(
                 advantages, token_map.values, token_map.kind, settings.alpha, settings.w_max, token_map.valid
             )
@@ -252,7 +253,7 @@ class Trainer:
                 metrics["grad_norm"] = accelerator.clip_grad_norm_(self.parameters, train.max_grad_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            if accelerator.sync_gradients:
+            if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
                 self.ema.step()
         return metrics
 

@@ -99,6 +99,8 @@ def _value(path):
         ({"rewards": {"ocr_map": 1.0, "ocr": -0.5}}, ["rewards=", "0 or more"]),
         ({"advantage.alpha": 1.5}, ["advantage.alpha=1.5", "between 0"]),
         ({"advantage.w_max": 0.5}, ["advantage.w_max=0.5"]),
+        ({"train.ratio": "image"}, ["train.ratio=image", "advantage.mode=weight", "gspo_token"]),
+        ({"sample.sde": "cps", "sample.noise_level": 1.5}, ["sample.noise_level=1.5", "cps"]),
         ({"sample.guidance_scale": 0.5}, ["sample.guidance_scale=0.5", "1 (no guidance)"]),
         ({"train.ema_decay": 1.0}, ["train.ema_decay=1.0"]),
         ({"group_size": 1}, ["group_size=1", "siblings"]),

@@ -339,7 +339,7 @@ def test_a_run_with_a_constant_map_is_the_scalar_run_bit_for_bit(make_trainer, t
         {"advantage.mode": "residual", "train.ratio": "token", "train.clip_range": 1e-3},
         {"advantage.std": "group", "train.beta": 0.0, "sample.sde": "cps"},
         {"advantage.fade": 1.0, "sample.guidance_scale": 3.0, "train.exact_kl": True},
-        {"reward_options": {REWARD: {"kind": "importance"}}, "updates_per_epoch": 1, "train.ratio": "image"},
+        {"reward_options": {REWARD: {"kind": "importance"}}, "updates_per_epoch": 1, "advantage.alpha": 1.0},
     ],
     ids=["residual-token", "group-cps", "fade-guidance", "importance-image"],
 )
