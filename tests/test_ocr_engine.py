@@ -107,7 +107,7 @@ def test_unknown_engine_lists_the_known_ones():
 
 def test_missing_package_names_its_install_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "rapidocr", None)
-    with pytest.raises(ImportError, match=r'pip install "flow_grpo\[ocr\]"'):
+    with pytest.raises(ImportError, match=r'pip install "flow-grpo-maps\[ocr\]"'):
         make_engine("rapidocr")
 
 

@@ -341,7 +341,7 @@ def test_a_run_with_a_constant_map_is_the_scalar_run_bit_for_bit(make_trainer, t
         {"advantage.fade": 1.0, "sample.guidance_scale": 3.0, "train.exact_kl": True},
         {"reward_options": {REWARD: {"kind": "importance"}}, "updates_per_epoch": 1, "advantage.alpha": 1.0},
     ],
-    ids=["residual-token", "group-cps", "fade-guidance", "importance-image"],
+    ids=["residual-token", "group-cps", "fade-guidance", "importance"],
 )
 def test_other_settings_train_too(make_trainer, tmp_path, monkeypatch, changes):
     monkeypatch.setenv("WANDB_MODE", "disabled")
