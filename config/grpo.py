@@ -89,7 +89,8 @@ def ocr_sd3() -> ml_collections.ConfigDict:
     One to 32 GPUs of 80 GB, by config.num_gpus alone: 1, 4, 8 or 32.
     """
     config = ocr_map_sd3()
-    config.rewards = ml_collections.ConfigDict({"ocr": 1.0})
+    del config.rewards.ocr_map
+    config.rewards.ocr = 1.0
     config.advantage.mode = "scalar"
     config.train.ratio = "image"
     return config
