@@ -13,6 +13,27 @@ from flow_grpo.score import to_uint8
 
 
 @dataclass(frozen=True, eq=False)
+class Character:
+    """One character of a line, as an engine read it.
+
+    confidence: the engine's own, in [0, 1].
+    start, end: where it lies along the line, as shares of the way from the quad's left edge (corners 0 and 3) to its
+        right edge (corners 1 and 2); 0 <= start <= end <= 1.
+    """
+
+    text: str
+    confidence: float
+    start: float
+    end: float
+
+    def __post_init__(self):
+        if not 0 <= self.confidence <= 1:
+            raise ValueError(f"confidence must lie in [0, 1], got {self.confidence!r} for {self.text!r}")
+        if not 0 <= self.start <= self.end <= 1:
+            raise ValueError(f"need 0 <= start <= end <= 1, got {self.start!r} and {self.end!r} for {self.text!r}")
+
+
+@dataclass(frozen=True, eq=False)
 class TextLine:
     """A line of text that an engine read.
 
@@ -20,11 +41,13 @@ class TextLine:
         0 is the left or top edge of the first pixel. Anything that converts to it may be given.
     text: as recognised, neither normalised nor stripped.
     confidence: the engine's own, in [0, 1].
+    characters: those of the text, spaces included, in its order; None where the engine was not asked for them.
     """
 
     quad: np.ndarray
     text: str
     confidence: float
+    characters: tuple[Character, ...] | None = None
 
     def __post_init__(self):
         quad = np.asarray(self.quad, dtype=np.float32)
@@ -32,6 +55,8 @@ class TextLine:
             raise ValueError(f"quad must be 4 finite corners (x, y), got {self.quad!r}")
         if not 0 <= self.confidence <= 1:
             raise ValueError(f"confidence must lie in [0, 1], got {self.confidence!r} for {self.text!r}")
+        if self.characters is not None and "".join(character.text for character in self.characters) != self.text:
+            raise ValueError(f"characters must spell the text {self.text!r}, got {self.characters!r}")
         object.__setattr__(self, "quad", quad)  # the dataclass is frozen
 
 

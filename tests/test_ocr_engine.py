@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from flow_grpo.ocr_engine import TextLine, make_engine, read_images
+from flow_grpo.ocr_engine import Character, TextLine, make_engine, read_images
 from flow_grpo.score import to_uint8
 
 QUAD = [[0, 0], [10, 0], [10, 5], [0, 5]]
@@ -89,6 +89,23 @@ def test_line_takes_any_corners_and_refuses_wrong_ones():
     for confidence in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="confidence"):
             TextLine(QUAD, "a", confidence)
+
+
+def test_character_lies_within_its_line():
+    for confidence, start, end in ((1.1, 0, 1), (-0.1, 0, 1), (float("nan"), 0, 1)):
+        with pytest.raises(ValueError, match="confidence"):
+            Character("a", confidence, start, end)
+    for start, end in ((-0.1, 0.5), (0.5, 0.4), (0.5, 1.1), (float("nan"), 1)):
+        with pytest.raises(ValueError, match="0 <= start <= end <= 1"):
+            Character("a", 0.5, start, end)
+
+
+def test_characters_must_spell_the_text():
+    characters = (Character("a", 0.9, 0, 0.4), Character("b", 0.5, 0.6, 1))
+    assert TextLine(QUAD, "ab", 0.7, characters).characters == characters
+    assert TextLine(QUAD, "ab", 0.7).characters is None
+    with pytest.raises(ValueError, match="must spell the text 'ba'"):
+        TextLine(QUAD, "ba", 0.7, characters)
 
 
 def test_engine_may_be_given_as_an_object():
