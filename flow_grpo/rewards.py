@@ -1,15 +1,67 @@
 """Several scorers as one reward, in the shape of Flow-GRPO's multi_score; what our trainer calls."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from flow_grpo.scorers import as_reward_fn, make_scorer
+import torch
+from torch import Tensor
+
+from flow_grpo.score import Score, Scorer
+from flow_grpo.scorers import make_scorer, score_extras
+
+Rewards = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+class MultiScore:
+    """Several weighted scorers as one function; built by `multi_score`, which says what it takes and returns."""
+
+    def __init__(self, scorers: Mapping[str, Scorer], weights: Mapping[str, float]):
+        self._scorers, self._weights = scorers, weights
+
+    def __call__(
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]] | None = None,
+        only_strict: bool = True,
+    ) -> Rewards:
+        return self.submit(images, prompts, metadata)()
+
+    def submit(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
+    ) -> Callable[[], Rewards]:
+        """Begin to score; the function returned waits for the result.
+
+        Scorers with worker processes go on while the caller does something else; the others are done when this returns.
+        """
+        pending = {}
+        # those that only hand their work over come first, so that their workers are busy while the others run here
+        for name in sorted(self._scorers, key=lambda name: not hasattr(self._scorers[name], "submit")):
+            pending[name] = _begin(self._scorers[name], images, prompts, metadata)
+        return lambda: self._combine({name: pending[name]() for name in self._scorers})
+
+    def _combine(self, scores: Mapping[str, Score]) -> Rewards:
+        details = {name: score.reward for name, score in scores.items()}
+        details["avg"] = sum(weight * details[name] for name, weight in self._weights.items())
+        extras = {name: score_extras(score) for name, score in scores.items()}
+        maps = {name: extra for name, extra in extras.items() if extra["reward_map"] is not None}
+        only = next(iter(maps.values())) if len(maps) == 1 else {}
+        return details, {
+            **{key: only.get(key) for key in ("reward_map", "map_kind", "map_valid")},
+            "maps": maps,
+            "details": {
+                f"{name}/{quantity}": values
+                for name, extra in extras.items()
+                for quantity, values in extra["details"].items()
+            },
+            "valid": torch.stack([extra["valid"] for extra in extras.values()]).all(dim=0),
+        }
 
 
 def multi_score(
     device: str, weights: Mapping[str, float], options: Mapping[str, Mapping[str, Any]] | None = None
-) -> Callable[..., tuple[dict[str, Any], dict[str, Any]]]:
+) -> MultiScore:
     """Build fn(images, prompts, metadata=None, only_strict=True) -> (details, extras) from weighted scorers.
 
     weights: {scorer name: weight}. options: {scorer name: its keyword arguments}.
@@ -22,6 +74,8 @@ def multi_score(
         "reward_map", "map_kind", "map_valid": the same three of the only map; None where there is none or more than one,
             since maps of several kinds have no common mean.
         "details": {"scorer/quantity": (B,)}, what each scorer measured on the way, such as "ocr_map/exact".
+        "valid": (B,) bool, False where a scorer could not score the image: its scores are placeholders.
+    fn.submit(images, prompts, metadata) begins the same and gives a function that waits for it.
     only_strict is Flow-GRPO's switch for GenEval, taken for its call shape; no scorer here has a lenient form.
 
     Raises ValueError for no scorers, a weight that is not finite, options of a scorer that is not there, and what
@@ -36,17 +90,11 @@ def multi_score(
     unused = sorted(set(options) - set(weights))
     if unused:
         raise ValueError(f"options for {', '.join(unused)}, which {', '.join(weights)} do not include; drop them")
-    reward_fns = {name: as_reward_fn(make_scorer(name, device, **options.get(name, {}))) for name in weights}
+    return MultiScore({name: make_scorer(name, device, **options.get(name, {})) for name in weights}, weights)
 
-    def score(images, prompts, metadata=None, only_strict=True):
-        details, maps, measured = {}, {}, {}
-        for name, reward_fn in reward_fns.items():
-            details[name], extras = reward_fn(images, prompts, metadata)
-            measured |= {f"{name}/{quantity}": values for quantity, values in extras.pop("details").items()}
-            if extras["reward_map"] is not None:
-                maps[name] = extras
-        details["avg"] = sum(weight * details[name] for name, weight in weights.items())
-        only = next(iter(maps.values())) if len(maps) == 1 else dict.fromkeys(("reward_map", "map_kind", "map_valid"))
-        return details, {**only, "maps": maps, "details": measured}
 
-    return score
+def _begin(scorer: Scorer, *batch: Any) -> Callable[[], Score]:
+    if hasattr(scorer, "submit"):
+        return scorer.submit(*batch)
+    score = scorer(*batch)
+    return lambda: score

@@ -26,6 +26,8 @@ class Score:
     map_valid: (B,) bool, False where an image's map must not be used: what it holds there is not checked.
         Left out: True for every image of a map, False without a map.
     details: {name: (B,)} what the scorer measured on the way, for tracking.
+    valid: (B,) bool, False where an image could not be scored: it gets no advantage, its reward and details are
+        placeholders (such as the mean of the others), and its map is not valid either. Left out: True for every image.
 
     Raises ValueError where a shape, a range or the pairing of map and kind is wrong.
     """
@@ -35,6 +37,7 @@ class Score:
     map_kind: MapKind | None = None
     map_valid: Tensor | None = None
     details: Mapping[str, Tensor] = field(default_factory=dict)
+    valid: Tensor | None = None
 
     def __post_init__(self):
         if self.reward.ndim != 1 or not self.reward.is_floating_point():
@@ -44,15 +47,18 @@ class Score:
         for name, values in self.details.items():
             if values.shape != self.reward.shape:
                 raise ValueError(f"details[{name!r}] must be {tuple(self.reward.shape)}, got {_describe(values)}")
+        if self.valid is None:
+            object.__setattr__(self, "valid", torch.ones_like(self.reward, dtype=torch.bool))  # the dataclass is frozen
+        _check_flags("valid", self.valid, len(self.reward))
         if self.map_valid is None:
-            valid = torch.full_like(self.reward, self.reward_map is not None, dtype=torch.bool)
-            object.__setattr__(self, "map_valid", valid)  # the dataclass is frozen
+            object.__setattr__(self, "map_valid", self.valid & (self.reward_map is not None))
         self._check_map()
 
     def _check_map(self):
         batch = len(self.reward)
-        if self.map_valid.shape != (batch,) or self.map_valid.dtype != torch.bool:
-            raise ValueError(f"map_valid must be ({batch},) bool, got {_describe(self.map_valid)}")
+        _check_flags("map_valid", self.map_valid, batch)
+        if (self.map_valid & ~self.valid).any():
+            raise ValueError("map_valid must be False where valid is: an image that could not be scored has no map")
         if self.reward_map is None:
             if self.map_kind is not None or self.map_valid.any():
                 raise ValueError(
@@ -77,7 +83,8 @@ class Scorer(Protocol):
     ) -> Score:
         """Score images (B, 3, H, W), float in [0, 1], against one prompt (and one metadata mapping, if any) per image.
 
-        The score's tensors are on the images' device.
+        The score's tensors are on the images' device. A scorer that works in other processes may also have `submit`, which
+        takes the same, returns at once and gives a function without arguments that waits for the Score.
         """
 
 
@@ -113,6 +120,11 @@ def to_uint8(images: Tensor) -> np.ndarray:
     # + 0.5 and truncate: ten times the speed of round() on a CPU
     levels = (images.detach().float().clamp(0, 1) * 255 + 0.5).to(torch.uint8)  # (B, 3, H, W)
     return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def _check_flags(name: str, flags: Tensor, batch: int) -> None:
+    if flags.shape != (batch,) or flags.dtype != torch.bool:
+        raise ValueError(f"{name} must be ({batch},) bool, got {_describe(flags)}")
 
 
 def _check_unit_range(name: str, values: Tensor, remedy: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flow_grpo.score import Scorer
+from flow_grpo.score import Score, Scorer
 
 # A name stands for "package.module:factory", imported when asked for: a scorer's dependencies are needed by its users only.
 _SCORERS = {
@@ -41,20 +41,26 @@ def make_scorer(name: str, device: str = "cpu", **options: Any) -> Scorer:
 def as_reward_fn(scorer: Scorer) -> RewardFn:
     """A scorer in the shape of Flow-GRPO's score functions: fn(images, prompts, metadata) -> (scores, extras).
 
-    scores: (B,). extras: "reward_map" (B, H, W) or None, "map_kind", "map_valid" (B,), and "details" {name: (B,)}.
+    scores: (B,). extras: "reward_map" (B, H, W) or None, "map_kind", "map_valid" (B,), "details" {name: (B,)}, and "valid"
+    (B,), False where an image could not be scored: give it no advantage, its score is a placeholder.
     """
 
     def reward_fn(images, prompts, metadata=None):
         score = scorer(images, prompts, metadata)
-        extras = {
-            "reward_map": score.reward_map,
-            "map_kind": score.map_kind,
-            "map_valid": score.map_valid,
-            "details": dict(score.details),
-        }
-        return score.reward, extras
+        return score.reward, score_extras(score)
 
     return reward_fn
+
+
+def score_extras(score: Score) -> dict[str, Any]:
+    """All of a score but its reward, under the names that reward functions give it."""
+    return {
+        "reward_map": score.reward_map,
+        "map_kind": score.map_kind,
+        "map_valid": score.map_valid,
+        "details": dict(score.details),
+        "valid": score.valid,
+    }
 
 
 def _factory(name: str) -> Callable[..., Scorer]:

@@ -1,8 +1,12 @@
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from flow_grpo.ocr_engine import TextLine
 from flow_grpo.rewards import multi_score
+from flow_grpo.score import Score
 
 IMAGES = torch.rand(2, 3, 16, 16)
 PROMPTS = ['a sign that says "HUT"', 'a sign that says "HAT"']
@@ -82,3 +86,43 @@ def test_wrong_settings_are_refused_before_anything_is_scored(weights, options, 
 def test_prompt_without_target_is_refused():
     with pytest.raises(ValueError, match="no quoted text"):
         multi_score("cpu", {"ocr_map": 1.0}, {"ocr_map": ENGINE})(IMAGES, ["a red circle"] * 2)
+
+
+def test_submitted_scores_are_those_of_the_call():
+    score = multi_score("cpu", {"ocr": 2.0, "ocr_map": 0.5}, {"ocr": ENGINE, "ocr_map": ENGINE})
+    (details, extras), (later, later_extras) = score(IMAGES, PROMPTS), score.submit(IMAGES, PROMPTS)()
+    assert list(later) == list(details) and all(torch.equal(later[name], details[name]) for name in details)
+    assert torch.equal(later_extras["reward_map"], extras["reward_map"])
+
+
+def test_scorers_with_workers_begin_before_the_others_run(monkeypatch):
+    events = []
+
+    class Remote:
+        def __call__(self, images, prompts, metadata=None):
+            return self.submit(images, prompts, metadata)()
+
+        def submit(self, images, prompts, metadata=None):
+            events.append("begun")
+            return lambda: events.append("waited") or Score(images.mean((1, 2, 3)))
+
+    def local(images, prompts, metadata=None):
+        events.append("run")
+        return Score(images.mean((1, 2, 3)))
+
+    module = SimpleNamespace(local=lambda: local, remote=Remote)
+    monkeypatch.setitem(sys.modules, "own_scorers", module)
+    pending = multi_score("cpu", {"own_scorers:local": 1.0, "own_scorers:remote": 1.0}).submit(IMAGES, PROMPTS)
+    assert events == ["begun", "run"]
+    pending()
+    assert events == ["begun", "run", "waited"]
+
+
+def test_image_is_valid_where_every_scorer_could_score_it(monkeypatch):
+    def scorer(*valid):
+        return lambda: lambda images, prompts, metadata=None: Score(torch.zeros(2), valid=torch.tensor(valid))
+
+    module = SimpleNamespace(first=scorer(True, False), second=scorer(True, True))
+    monkeypatch.setitem(sys.modules, "own_scorers", module)
+    score = multi_score("cpu", {"own_scorers:first": 1.0, "own_scorers:second": 1.0})
+    assert score(IMAGES, PROMPTS)[1]["valid"].tolist() == [True, False]

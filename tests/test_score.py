@@ -42,6 +42,17 @@ def test_invalid_image_may_hold_anything_in_its_map():
         ({"reward_map": torch.full((2, 4, 4), 1.5), "map_kind": "reward"}, "1.5"),
         ({"reward_map": torch.full((2, 4, 4), torch.nan), "map_kind": "reward"}, "NaN"),
         ({"reward_map": torch.rand(2, 4, 4), "map_kind": "reward", "map_valid": torch.ones(2)}, "map_valid"),
+        ({"valid": torch.ones(2)}, r"valid must be \(2,\) bool"),
+        ({"valid": torch.ones(3, dtype=torch.bool)}, r"valid must be \(2,\) bool"),
+        (
+            {
+                "reward_map": torch.rand(2, 4, 4),
+                "map_kind": "reward",
+                "map_valid": torch.tensor([True, True]),
+                "valid": torch.tensor([True, False]),
+            },
+            "map_valid must be False where valid is",
+        ),
     ],
 )
 def test_wrong_score_says_what_is_wrong(fields, message):
@@ -106,3 +117,12 @@ def test_uint8_has_channels_last_and_clamps_rounding():
     pixels = to_uint8(images)
     assert pixels.shape == (2, 4, 5, 3) and pixels.dtype == np.uint8
     assert pixels[0, 1, 2].tolist() == [255, 0, 0]
+
+
+def test_every_image_is_valid_unless_told_otherwise():
+    assert Score(reward=torch.zeros(2)).valid.tolist() == [True, True]
+
+
+def test_image_that_could_not_be_scored_has_no_valid_map():
+    score = Score(torch.zeros(2), torch.rand(2, 4, 4), "reward", valid=torch.tensor([True, False]))
+    assert score.map_valid.tolist() == [True, False]

@@ -18,11 +18,12 @@ MAX_RESIDUAL = 3.0  # in units of the pooled std
 TINY_WEIGHT = 1e-30  # stands for a weight of 0, which no scaling could raise
 
 
-def group_advantages(rewards, group_ids, std="group"):
+def group_advantages(rewards, group_ids, std="group", valid=None):
     """Rewards centred on their group's mean and divided by a standard deviation.
 
     rewards: (B,), finite. group_ids: (B,) integers, siblings share one. std: the "group"'s own or the "global" one, of
-    all rewards. Returns (B,) fp32; a group of one, or of equal rewards, gives exactly 0. The order of the batch and
+    all rewards. valid: (B,) bool; an image where it is False gets 0 and its reward counts nowhere.
+    Returns (B,) fp32; a group of one, or of equal rewards, gives exactly 0. The order of the batch and
     the ids' values change no bit. Meant for the gathered batch, once an epoch: it may wait for the GPU.
     Raises ValueError for other shapes, ids that are not integers, rewards that are not finite, an unknown std.
 
@@ -36,11 +37,15 @@ def group_advantages(rewards, group_ids, std="group"):
     num_bad = int((~rewards.isfinite()).sum())
     if num_bad:
         raise ValueError(f"{num_bad} of {rewards.shape[0]} rewards are NaN or Inf; mend the scorer")
-    rewards = rewards.detach().double()
-    centred = rewards - _group_mean(rewards, group_ids)  # (B,)
-    std_ids = group_ids if std == "group" else torch.zeros_like(group_ids)
-    variance = _group_mean((rewards - _group_mean(rewards, std_ids)).square(), std_ids)  # (B,)
-    return (centred / (variance.sqrt() + STD_EPSILON)).float()
+    if valid is None:
+        valid = torch.ones_like(rewards, dtype=torch.bool)
+    _check_flags("valid", valid, rewards.shape[0])
+    counted, ids = rewards.detach().double()[valid], group_ids[valid]  # (V,) both
+    std_ids = ids if std == "group" else torch.zeros_like(ids)
+    variance = _group_mean((counted - _group_mean(counted, std_ids)).square(), std_ids)  # (V,)
+    advantages = torch.zeros_like(rewards, dtype=torch.float32)
+    advantages[valid] = ((counted - _group_mean(counted, ids)) / (variance.sqrt() + STD_EPSILON)).float()
+    return advantages
 
 
 def faded_alpha(alpha, sigma, gamma):
@@ -205,8 +210,13 @@ def _check_group_ids(group_ids, batch):
 def _check_maps(token_maps, map_valid, batch):
     if token_maps.ndim != 2 or token_maps.shape[0] != batch:
         raise ValueError(f"token_maps must be ({batch}, N), pooled to tokens; got {tuple(token_maps.shape)}")
-    if map_valid is not None and (map_valid.shape != (batch,) or map_valid.dtype != torch.bool):
-        raise ValueError(f"map_valid must be bool ({batch},), got {map_valid.dtype} {tuple(map_valid.shape)}")
+    if map_valid is not None:
+        _check_flags("map_valid", map_valid, batch)
+
+
+def _check_flags(name, flags, batch):
+    if flags.shape != (batch,) or flags.dtype != torch.bool:
+        raise ValueError(f"{name} must be bool ({batch},), got {flags.dtype} {tuple(flags.shape)}")
 
 
 def _check_weighting(map_kind, alpha, w_max):

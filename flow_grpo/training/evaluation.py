@@ -1,6 +1,5 @@
 """Score the policy on held-out prompts: one fixed noise a prompt, each prompt counted once."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +8,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from flow_grpo.map_overlay import overlay, sheet
+from flow_grpo.rewards import MultiScore
 from flow_grpo.score import to_uint8
 from flow_grpo.text_match import quoted_targets
 from flow_grpo.training.data import sample_seed
@@ -44,32 +44,42 @@ class Evaluation:
 def evaluate(
     policy: Policy,
     prompts: list[str],
-    score_fn: Callable,
+    score_fn: MultiScore,
     sde: SDE,
     batch_size: int,
     seed: int,
     distributed: Distributed,
     num_examples: int = 16,
 ) -> Evaluation:
-    """Every process takes every num_processes-th prompt; all must call it, all get the same metrics."""
+    """Every process takes every num_processes-th prompt; all must call it, all get the same metrics.
+
+    Means are over the images that could be scored; invalid_share is the share of the others.
+    """
     own = list(range(distributed.rank, len(prompts), distributed.num_processes))
-    rows, examples = [], []
-    starts = range(0, len(own), batch_size)
+    pending, starts = [], range(0, len(own), batch_size)
     for start in tqdm(starts, desc="evaluation", leave=False, disable=not distributed.is_main):
         indices = own[start : start + batch_size]
         chosen = [prompts[i] for i in indices]
         seeds = [sample_seed(seed, i) for i in indices]
         images = rollout(policy, chosen, seeds, sde, num_kept=0).images
-        details, extras = score_fn(images, chosen, [{}] * len(chosen))
-        measured = {"reward": details["avg"], **extras["details"]}
+        scores = score_fn.submit(images, chosen, [{}] * len(chosen))
+        pending.append((chosen, images if start < num_examples else None, scores))
+    rows, examples = [], []
+    for chosen, images, scores in pending:
+        details, extras = scores()
+        measured = {"reward": details["avg"], "valid": extras["valid"], **extras["details"]}
         columns = {name: values.tolist() for name, values in measured.items()}
         rows += [{name: values[i] for name, values in columns.items()} for i in range(len(chosen))]
-        maps = next((entry["reward_map"] for entry in extras["maps"].values()), [None] * len(chosen))
-        if len(examples) < num_examples:
+        if images is not None:
+            maps = next((entry["reward_map"] for entry in extras["maps"].values()), [None] * len(chosen))
             examples += list(zip(chosen, images, columns["reward"], maps))
     # Gathered row by row: no prompt is padded in and counted twice, however unevenly they fall.
     every = [row for process_rows in distributed.gather_objects(rows) for row in process_rows]
-    metrics = {f"eval/{name}": sum(row[name] for row in every) / len(every) for name in every[0]}
+    valid = [row for row in every if row["valid"]]
+    if not valid:
+        raise RuntimeError(f"none of the {len(every)} images of an evaluation could be scored; the log has each cause")
+    metrics = {f"eval/{name}": sum(row[name] for row in valid) / len(valid) for name in every[0] if name != "valid"}
+    metrics["eval/invalid_share"] = 1 - len(valid) / len(every)
     return Evaluation(metrics, examples[:num_examples])
 
 

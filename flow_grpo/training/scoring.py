@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from flow_grpo.reward_map import pool_to_tokens
+from flow_grpo.rewards import MultiScore
 from flow_grpo.training.distributed import Distributed
 
 
@@ -22,40 +23,51 @@ class TokenMap:
 class Scored:
     """Samples with their scores.
 
-    rewards: (B,), the weighted sum. group_ids: (B,), siblings share one. maps: by reward name, where it has one.
+    rewards: (B,), the weighted sum. valid: (B,) bool, False where an image could not be scored and its numbers mean
+    nothing. group_ids: (B,), siblings share one. maps: by reward name, where it has one.
     details: {name: (B,)}, each reward by itself and what its scorer measured on the way.
     """
 
     rewards: torch.Tensor
+    valid: torch.Tensor
     group_ids: torch.Tensor
     maps: dict[str, TokenMap]
     details: dict[str, torch.Tensor]
 
 
-def score_samples(
-    score_fn: Callable,
+def submit_samples(
+    score_fn: MultiScore,
     images: torch.Tensor,
     prompts: Sequence[str],
     group_ids: torch.Tensor,
     token_grid: tuple[int, int] | None,
-) -> Scored:
-    """Score images (B, 3, H, W) by a `multi_score` function; nothing of the result carries a gradient.
+) -> Callable[[], Scored]:
+    """Begin to score images (B, 3, H, W); the function returned waits for them. Nothing of it carries a gradient.
 
     token_grid: (rows, columns) to pool the maps to; None leaves them out.
     """
-    details, extras = score_fn(images, prompts, [{}] * len(prompts))
-    measured = {name: values for name, values in details.items() if name != "avg"} | extras["details"]
-    return Scored(
-        rewards=details["avg"].detach().float(),
-        group_ids=group_ids.to(images.device),
-        maps={
-            name: TokenMap(
-                pool_to_tokens(entry["reward_map"].detach().float(), token_grid), entry["map_kind"], entry["map_valid"]
-            )
-            for name, entry in (extras["maps"].items() if token_grid else ())
-        },
-        details={name: values.detach().float() for name, values in measured.items()},
-    )
+    pending = score_fn.submit(images, prompts, [{}] * len(prompts))
+    group_ids = group_ids.to(images.device)
+
+    def scored() -> Scored:
+        details, extras = pending()
+        measured = {name: values for name, values in details.items() if name != "avg"} | extras["details"]
+        return Scored(
+            rewards=details["avg"].detach().float(),
+            valid=extras["valid"],
+            group_ids=group_ids,
+            maps={
+                name: TokenMap(
+                    pool_to_tokens(entry["reward_map"].detach().float(), token_grid),
+                    entry["map_kind"],
+                    entry["map_valid"],
+                )
+                for name, entry in (extras["maps"].items() if token_grid else ())
+            },
+            details={name: values.detach().float() for name, values in measured.items()},
+        )
+
+    return scored
 
 
 def concatenate(parts: Sequence[Scored]) -> Scored:
@@ -71,6 +83,7 @@ def gather(scored: Scored, distributed: Distributed) -> Scored:
 def _join(parts: Sequence[Scored], join: Callable[[list[torch.Tensor]], torch.Tensor]) -> Scored:
     return Scored(
         rewards=join([part.rewards for part in parts]),
+        valid=join([part.valid for part in parts]),
         group_ids=join([part.group_ids for part in parts]),
         maps={
             name: TokenMap(

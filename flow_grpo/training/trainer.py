@@ -16,7 +16,7 @@ from flow_grpo.training.advantages import (
     token_weights,
     weight_metrics,
 )
-from flow_grpo.training.data import GroupSampler, SampleBatch, load_prompts
+from flow_grpo.training.data import GroupSampler, load_prompts
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.ema import ExponentialMovingAverage
 from flow_grpo.training.evaluation import evaluate
@@ -24,7 +24,7 @@ from flow_grpo.training.interrupt import StopRequest
 from flow_grpo.training.objective import grpo_loss
 from flow_grpo.training.policies.load import load_policy
 from flow_grpo.training.rollout import SDE, Trajectories, kl_to_base, replay, rollout
-from flow_grpo.training.scoring import Scored, concatenate, gather, score_samples
+from flow_grpo.training.scoring import Scored, concatenate, gather, submit_samples
 from flow_grpo.training.tracking import NullTracker, RunTracker
 
 
@@ -49,6 +49,7 @@ class Trainer:
         self.resume_path = self._find_resume_path()
         # The scorers come before the weights: a missing engine should not cost a download.
         self.score_fn = multi_score(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict())
+        self._try_scorers()
         torch.manual_seed(config.seed)  # the LoRA's initial weights, the same in every process
         self.policy = load_policy(
             config.policy,
@@ -61,12 +62,24 @@ class Trainer:
             max_sequence_length=config.max_sequence_length,
             device=distributed.device,
         )
+        self.token_grid = None if config.advantage.mode == "scalar" else self.policy.token_grid
         self.parameters = [p for p in self.policy.network.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             self.parameters, lr=config.train.learning_rate, weight_decay=config.train.weight_decay
         )
         self.ema = ExponentialMovingAverage(self.parameters, config.train.ema_decay, config.train.ema_every)
         self.policy.forward_module, self.optimizer = distributed.accelerator.prepare(self.policy.network, optimizer)
+
+    def _try_scorers(self) -> None:
+        """Score one grey image, so that what fails at every image, or gives no map to weigh by, fails now."""
+        grey = torch.full((1, 3, self.config.resolution, self.config.resolution), 0.5, device=self.distributed.device)
+        _, extras = self.score_fn(grey, self.sampler.prompts[:1], [{}])
+        mode = self.config.advantage.mode
+        if not extras["maps"] and mode != "scalar":
+            raise ValueError(
+                f"advantage.mode={mode} needs a reward map, and none of {', '.join(self.config.rewards)} has one; "
+                "set --config.advantage.mode=scalar"
+            )
 
     def _find_resume_path(self) -> Path | None:
         if self.config.resume_from:
@@ -143,7 +156,7 @@ class Trainer:
     def _train_epoch(self, epoch: int, stop: StopRequest) -> dict[str, float] | None:
         """Roll out, score, update. None where a stop was asked for before the first update: nothing has changed then."""
         started = time.perf_counter()
-        trajectories, scores, seconds = [], [], {"sample": 0.0, "score": 0.0}
+        trajectories, pending, seconds = [], [], {"sample": 0.0, "score": 0.0}
         batches = self.sampler.epoch(epoch)
         for batch in tqdm(batches, desc=f"epoch {epoch}: rollout", leave=False, disable=not self.distributed.is_main):
             if self.distributed.any(stop.requested):
@@ -153,28 +166,21 @@ class Trainer:
                 self.policy, batch.prompts, batch.seeds, self.sde, self.config.train.num_steps, batch.start_seeds
             )
             sampled = time.perf_counter()
-            scores.append(self._score(drawn.images, batch))
+            # scorers with workers of their own go on while the next batch is sampled
+            pending.append(submit_samples(self.score_fn, drawn.images, batch.prompts, batch.group_ids, self.token_grid))
             trajectories.append(drawn)
             seconds["sample"] += sampled - begin
             seconds["score"] += time.perf_counter() - sampled
         begin = time.perf_counter()
-        advantages, metrics = self._advantages(concatenate(scores), trajectories[0].sigmas)
+        scored = concatenate([scores() for scores in pending])
+        seconds["score"] += time.perf_counter() - begin
+        begin = time.perf_counter()
+        advantages, metrics = self._advantages(scored, trajectories[0].sigmas)
         seconds["advantage"] = time.perf_counter() - begin
         begin = time.perf_counter()
         metrics |= self._update(trajectories, advantages, epoch)
         seconds |= {"update": time.perf_counter() - begin, "epoch": time.perf_counter() - started}
         return metrics | {f"time/{name}_seconds": value for name, value in seconds.items()}
-
-    def _score(self, images: torch.Tensor, batch: SampleBatch) -> Scored:
-        mode = self.config.advantage.mode
-        token_grid = None if mode == "scalar" else self.policy.token_grid
-        scored = score_samples(self.score_fn, images, batch.prompts, batch.group_ids, token_grid)
-        if not scored.maps and mode != "scalar":
-            raise ValueError(
-                f"advantage.mode={mode} needs a reward map, and none of {', '.join(self.config.rewards)} has one; "
-                "set --config.advantage.mode=scalar"
-            )
-        return scored
 
     def _advantages(self, scored: Scored, sigmas: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
         """Token advantages (S, B, N) of this process's samples, (S, B, 1) where no map counts, and what they measure.
@@ -183,7 +189,12 @@ class Trainer:
         """
         settings = self.config.advantage
         everyone = gather(scored, self.distributed)
-        advantages = group_advantages(everyone.rewards, everyone.group_ids, std=settings.std)  # (B,) of all processes
+        valid = everyone.valid
+        if not valid.any():
+            raise RuntimeError(f"none of the epoch's {len(valid)} images could be scored; the log has each cause")
+        advantages = group_advantages(
+            everyone.rewards, everyone.group_ids, settings.std, valid
+        )  # (B,) of all processes
         by_step = [
             self._spread(advantages, everyone, faded_alpha(settings.alpha, float(sigmas[step]), settings.fade))
             for step in range(self.config.train.num_steps if settings.fade else 1)
@@ -191,10 +202,11 @@ class Trainer:
         own = slice(self.distributed.rank * len(scored.rewards), (self.distributed.rank + 1) * len(scored.rewards))
         per_step = torch.stack([spread[own] for spread in by_step])  # (S or 1, B, N)
         metrics = {
-            "rollout/reward_mean": everyone.rewards.mean(),
-            "rollout/reward_std": everyone.rewards.std(correction=0),
+            "rollout/reward_mean": everyone.rewards[valid].mean(),
+            "rollout/reward_std": everyone.rewards[valid].std(correction=0),
+            "rollout/invalid_share": (~valid).float().mean(),
             "rollout/advantage_abs_mean": advantages.abs().mean(),
-            **{f"rollout/{name}": values.mean() for name, values in everyone.details.items()},
+            **{f"rollout/{name}": values[valid].mean() for name, values in everyone.details.items()},
         }
         for name, token_map in everyone.maps.items() if settings.mode == "weight" else ():
             weights, fallback = token_weights(

@@ -412,3 +412,12 @@ def test_token_advantages_refuses_bad_input(change, words):
     }
     with pytest.raises(ValueError, match=words):
         token_advantages(**(good | change))
+
+
+@pytest.mark.parametrize("std", ["group", "global"])
+def test_image_that_could_not_be_scored_counts_nowhere(std):
+    rewards, ids = torch.tensor([0.1, 0.5, 99.0, 0.2, 0.9, -99.0]), torch.tensor([0, 0, 0, 1, 1, 2])
+    valid = torch.tensor([True, True, False, True, True, False])
+    advantages = group_advantages(rewards, ids, std, valid)
+    assert advantages[~valid].tolist() == [0, 0]
+    assert torch.equal(advantages[valid], group_advantages(rewards[valid], ids[valid], std))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from flow_grpo.rewards import multi_score
+from flow_grpo.rewards import MultiScore, multi_score
+from flow_grpo.score import Score
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.evaluation import evaluate
 from flow_grpo.training.rollout import SDE, rollout
@@ -27,12 +28,12 @@ def run(policy, score_fn, batch_size=2, **options):
 def test_each_prompt_is_scored_once_though_the_last_batch_is_short(policy, score_fn):
     asked = []
 
-    def listening(images, prompts, metadata):
+    def listening(images, prompts, metadata=None):
         asked.extend(prompts)
         assert len(images) == len(prompts) == len(metadata)
-        return score_fn(images, prompts, metadata)
+        return Score(images.mean(dim=(1, 2, 3)))
 
-    evaluation = run(policy, listening)
+    evaluation = run(policy, MultiScore({"listening": listening}, {"listening": 1.0}))
     assert asked == HELD_OUT
     assert len(evaluation.examples) == 5
 
@@ -41,9 +42,29 @@ def test_metrics_are_means_over_the_prompts(policy, score_fn):
     evaluation = run(policy, score_fn)
     rewards = [reward for _, _, reward, _ in evaluation.examples]
     assert evaluation.metrics["eval/reward"] == pytest.approx(sum(rewards) / 5)
-    assert set(evaluation.metrics) == {"eval/reward", f"eval/{REWARD}/contrast"}
+    assert set(evaluation.metrics) == {"eval/reward", f"eval/{REWARD}/contrast", "eval/invalid_share"}
+    assert evaluation.metrics["eval/invalid_share"] == 0
     brightness = [image.mean().item() for _, image, _, _ in evaluation.examples]
     assert rewards == pytest.approx(brightness, abs=1e-5)  # fp32 sums in another order
+
+
+def test_an_image_that_could_not_be_scored_is_counted_and_no_part_of_the_mean(policy):
+    def scorer(images, prompts, metadata=None):
+        bad = torch.tensor([HELD_OUT[1] == prompt for prompt in prompts])
+        return Score(torch.where(bad, 0.0, images.mean(dim=(1, 2, 3))), valid=~bad)
+
+    evaluation = run(policy, MultiScore({"own": scorer}, {"own": 1.0}))
+    rewards = [reward for _, _, reward, _ in evaluation.examples]
+    assert evaluation.metrics["eval/reward"] == pytest.approx(sum(rewards) / 4)
+    assert evaluation.metrics["eval/invalid_share"] == pytest.approx(1 / 5)
+
+
+def test_an_evaluation_without_any_scored_image_is_an_error(policy):
+    def scorer(images, prompts, metadata=None):
+        return Score(torch.zeros(len(images)), valid=torch.zeros(len(images), dtype=torch.bool))
+
+    with pytest.raises(RuntimeError, match="none of the 5 images"):
+        run(policy, MultiScore({"own": scorer}, {"own": 1.0}))
 
 
 def test_an_evaluation_repeats_exactly(policy, score_fn):

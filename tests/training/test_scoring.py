@@ -5,7 +5,7 @@ import torch
 from flow_grpo.reward_map import pool_to_tokens
 from flow_grpo.rewards import multi_score
 from flow_grpo.training.distributed import Distributed
-from flow_grpo.training.scoring import concatenate, gather, score_samples
+from flow_grpo.training.scoring import concatenate, gather, submit_samples
 
 REWARD = "brightness_reward:Brightness"
 
@@ -16,7 +16,7 @@ def some_images(batch=4, seed=0):
 
 def score(images, **options):
     score_fn = multi_score("cpu", {REWARD: 2.0}, {REWARD: options})
-    return score_samples(score_fn, images, ["prompt"] * len(images), torch.arange(len(images)), (4, 4))
+    return submit_samples(score_fn, images, ["prompt"] * len(images), torch.arange(len(images)), (4, 4))()
 
 
 def test_rewards_are_weighted_and_maps_are_pooled_to_the_grid():

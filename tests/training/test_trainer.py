@@ -136,16 +136,16 @@ def test_an_evaluation_is_of_the_averaged_weights(finished_run, make_policy):
 
 def stop_at_score(trainer, number):
     """A SIGTERM to this very process after the number-th batch is scored."""
-    score_fn, count = trainer.score_fn, 0
+    submit, count = trainer.score_fn.submit, 0
 
     def stopping(*arguments):
         nonlocal count
         count += 1
         if count == number:
             signal.raise_signal(signal.SIGTERM)
-        return score_fn(*arguments)
+        return submit(*arguments)
 
-    trainer.score_fn = stopping
+    trainer.score_fn.submit = stopping
 
 
 # Scored in the tiny run: one evaluation batch, then two batches in epoch 0, two in epoch 1, an evaluation, ...
@@ -176,16 +176,54 @@ def test_a_run_goes_on_from_a_named_checkpoint_into_a_folder_of_its_own(finished
 def test_every_epoch_draws_its_own_prompts(make_trainer, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     trainer = make_trainer(tmp_path, num_epochs=2, eval_every=0)
-    score_fn, drawn = trainer.score_fn, []
+    submit, drawn = trainer.score_fn.submit, []
 
     def listening(images, prompts, metadata):
         drawn.append(list(prompts))
-        return score_fn(images, prompts, metadata)
+        return submit(images, prompts, metadata)
 
-    trainer.score_fn = listening
+    trainer.score_fn.submit = listening
     trainer.train()
     assert drawn == [batch.prompts for epoch in (0, 1) for batch in trainer.sampler.epoch(epoch)]
     assert len({prompt for batch in drawn for prompt in batch}) == 4
+
+
+def test_images_that_could_not_be_scored_get_no_advantage_and_are_counted(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, num_epochs=1, eval_every=0)
+    submit, advantages, spread = trainer.score_fn.submit, trainer._advantages, []
+
+    def losing_the_first(*arguments):
+        details, extras = submit(*arguments)()
+        extras["valid"][0] = False
+        details["avg"][0] = 1e6  # would drown all others, if it counted
+        return lambda: (details, extras)
+
+    def listening(*arguments):
+        spread.append(advantages(*arguments))
+        return spread[-1]
+
+    trainer.score_fn.submit, trainer._advantages = losing_the_first, listening
+    trainer.train()
+    ((per_step, _),) = spread  # (S, B, N), two batches
+    lost = torch.zeros(per_step.shape[1], dtype=torch.bool)
+    lost[[0, trainer.geometry.batch_size]] = True
+    assert (per_step[:, lost] == 0).all() and (per_step[:, ~lost] != 0).any()
+    row = read_metrics(tmp_path)[0]
+    assert row["rollout/invalid_share"] == lost.float().mean() and row["rollout/reward_mean"] < 1
+
+
+def test_sampling_goes_on_while_scorers_work(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, num_epochs=1, eval_every=0)
+    submit, events = trainer.score_fn.submit, []
+
+    def listening(*arguments):
+        pending = submit(*arguments)
+        events.append("submitted")
+        return lambda: events.append("waited") or pending()
+
+    trainer.score_fn.submit = listening
+    trainer.train()
+    assert events == ["submitted"] * 2 + ["waited"] * 2
 
 
 def test_another_seed_is_another_run(finished_run, make_trainer, tmp_path):
@@ -282,10 +320,9 @@ def test_an_option_that_no_reward_takes_is_refused(make_trainer, tmp_path):
         make_trainer(tmp_path, reward_options={REWARD: {"sharpness": 1}}, model="no/such/folder")
 
 
-def test_a_mode_that_needs_a_map_refuses_a_reward_without_one(make_trainer, tmp_path):
-    trainer = make_trainer(tmp_path, reward_options={REWARD: {"pixel_map": None}}, eval_every=0)
+def test_a_mode_that_needs_a_map_refuses_a_reward_without_one_before_the_weights(make_trainer, tmp_path):
     with pytest.raises(ValueError, match="advantage.mode=weight needs a reward map.*advantage.mode=scalar"):
-        trainer.train()
+        make_trainer(tmp_path, reward_options={REWARD: {"pixel_map": None}}, model="nowhere")
 
 
 def test_a_prompt_without_quotes_stops_an_ocr_run_with_the_prompt(make_trainer, tmp_path):

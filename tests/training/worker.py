@@ -10,6 +10,7 @@ import torch
 from tiny_run import get_config
 
 from config.validation import resolve
+from flow_grpo.rewards import MultiScore
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.evaluation import evaluate
 from flow_grpo.training.rollout import SDE
@@ -29,18 +30,20 @@ def main(folder: Path, batch_size: int) -> None:
     config, geometry = resolve(config, config.num_gpus)
     trainer = Trainer(config, geometry, Distributed(geometry.accumulation_steps, config.mixed_precision))
 
-    scored, spread, score_fn, advantages = [], [], trainer.score_fn, trainer._advantages
+    scored, spread, advantages = [], [], trainer._advantages
 
-    def listening_score(images, prompts, metadata):
-        details, extras = score_fn(images, prompts, metadata)
-        scored.append((list(prompts), images, details["avg"]))
-        return details, extras
+    class ListeningScore(MultiScore):
+        def submit(self, images, prompts, metadata=None):
+            details, extras = super().submit(images, prompts, metadata)()
+            scored.append((list(prompts), images, details["avg"]))
+            return lambda: (details, extras)
 
     def listening_advantages(*arguments):
         spread.append(advantages(*arguments))
         return spread[-1]
 
-    trainer.score_fn, trainer._advantages = listening_score, listening_advantages
+    trainer.score_fn.__class__ = ListeningScore
+    trainer._advantages = listening_advantages
     initial = [p.detach().clone() for p in trainer.parameters]
     trainer.train()
     in_training = [entry for entry in scored if trainer.eval_prompts[0] not in entry[0]]
@@ -49,7 +52,7 @@ def main(folder: Path, batch_size: int) -> None:
     held_out = [prompt.replace("red", "blue") for prompt in in_training[0][0][:1]] * NUM_HELD_OUT
     held_out = [f"{prompt} {index}" for index, prompt in enumerate(held_out)]
     evaluation = evaluate(
-        trainer.policy, held_out, listening_score, SDE(3, noise_level=0.0), batch_size, 1, trainer.distributed
+        trainer.policy, held_out, trainer.score_fn, SDE(3, noise_level=0.0), batch_size, 1, trainer.distributed
     )
     torch.save(
         {
