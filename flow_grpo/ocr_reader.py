@@ -1,14 +1,19 @@
 """A reader takes batches of images and gives their lines of text: what fails is read once more, and then left out."""
 
 import logging
+import queue
 import threading
+import weakref
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from flow_grpo.ocr_engine import OcrEngine, TextLine, make_engine
+from flow_grpo.ocr_process import EngineLost, EngineProcess
 from flow_grpo.score import to_uint8
 
 logger = logging.getLogger(__name__)
@@ -36,15 +41,25 @@ class Reader(Protocol):
     def __exit__(self, *error) -> None: ...
 
 
-def make_reader(engine: str | OcrEngine, num_workers: int = 0, **engine_options: Any) -> Reader:
+def make_reader(
+    engine: str | OcrEngine, num_workers: int = 0, image_timeout: float = 60.0, **engine_options: Any
+) -> Reader:
     """A reader over an engine by its name (with the engine's options) or an OcrEngine.
 
-    num_workers: 0 reads in this process.
-    Raises, at once, what make_engine raises.
+    num_workers: processes that read while the caller goes on, each with an engine and one thread of its own; 0 reads in this
+    process. image_timeout: seconds after which a worker counts as dead.
+    Raises, at once, what make_engine raises, and ValueError where an OcrEngine cannot be given to a worker.
     """
-    if num_workers != 0:
-        raise ValueError(f"num_workers must be 0, got {num_workers}")
-    return SerialReader(make_engine(engine, **engine_options))
+    if num_workers < 0:
+        raise ValueError(f"num_workers must be 0 (read in this process) or more, got {num_workers}")
+    if num_workers == 0:
+        return SerialReader(make_engine(engine, **engine_options))
+    # one before the others: a failure is told once, and weights to download are downloaded once
+    first = EngineProcess(engine, engine_options, image_timeout)
+    first.wait_until_built()
+    return PooledReader(
+        [first, *(EngineProcess(engine, engine_options, image_timeout) for _ in range(num_workers - 1))]
+    )
 
 
 class SerialReader:
@@ -73,15 +88,69 @@ class SerialReader:
         self.close()
 
 
+class PooledReader:
+    """Reads in other processes, each fed by a thread of its own from one queue of images."""
+
+    def __init__(self, processes: Sequence[EngineProcess]):
+        self._tasks = queue.SimpleQueue()
+        self._lock = threading.Lock()  # nothing is put after the end
+        for process in processes:
+            threading.Thread(target=_feed, args=(process, self._tasks), daemon=True).start()
+        # also where the reader is forgotten, and at the interpreter's exit
+        self._stop = weakref.finalize(self, _stop, processes, self._tasks, self._lock)
+
+    def submit(self, images: Tensor) -> Callable[[], list[list[TextLine] | None]]:
+        levels = to_uint8(images)
+        futures = [Future() for _ in levels]
+        with self._lock:
+            if not self._stop.alive:
+                raise RuntimeError("the reader is closed; make another")
+            for task in zip(levels, futures, strict=True):
+                self._tasks.put(task)
+        return partial(self._lines, futures)  # holds the reader until it is read
+
+    def _lines(self, futures: Sequence[Future]) -> list[list[TextLine] | None]:
+        return lines_of([future.result() for future in futures])
+
+    def close(self) -> None:
+        self._stop()
+
+    def __enter__(self) -> "PooledReader":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+
+def _feed(process: EngineProcess, tasks: queue.SimpleQueue) -> None:
+    """Have a process read image after image until None comes: every future is resolved, whatever happens."""
+    while (task := tasks.get()) is not None:
+        image, future = task
+        try:
+            future.set_result(read_twice(process, image))
+        except EngineLost as error:
+            future.set_exception(error)
+
+
+def _stop(processes: Sequence[EngineProcess], tasks: queue.SimpleQueue, lock: threading.Lock) -> None:
+    for process in processes:
+        process.close()  # from now on every image that waits raises EngineLost, and quickly
+    with lock:
+        for _ in processes:
+            tasks.put(None)
+
+
 def read_twice(engine: OcrEngine, image: np.ndarray) -> Outcome:
-    """The lines of an image (H, W, 3), uint8 RGB, or the error of the second of two tries."""
-    try:
-        return engine(image)
-    except Exception:  # whatever an engine raises: its second try tells
+    """The lines of an image (H, W, 3), uint8 RGB, or the error of the second of two tries. EngineLost is not caught."""
+    for _ in range(2):
         try:
             return engine(image)
-        except Exception as error:
-            return error
+        except EngineLost:
+            raise
+        except Exception as error:  # whatever an engine raises
+            failure = error
+            logger.info("an image could not be read: %s: %s", type(error).__name__, error)
+    return failure
 
 
 def lines_of(outcomes: Sequence[Outcome]) -> list[list[TextLine] | None]:

@@ -1,0 +1,47 @@
+"""An OCR engine that raises, dies or hangs when told to; in a module of its own, so that worker processes find it."""
+
+import os
+import time
+from pathlib import Path
+
+from flow_grpo.ocr_engine import TextLine
+
+QUAD = [[0, 0], [10, 0], [10, 5], [0, 5]]
+
+
+class MoodyEngine:
+    """Reads an image's first level as its text; moods: {level: what it does instead, try after try}.
+
+    folder: counts the tries, which a dead process cannot. build_moods: what it does instead of being rebuilt in a worker,
+    build after build.
+    """
+
+    def __init__(self, folder, moods=None, build_moods=()):
+        self.folder, self.moods, self.build_moods = Path(folder), moods or {}, build_moods
+
+    def __call__(self, image):
+        level = int(image[0, 0, 0])
+        self._act(self.moods.get(level, ()), f"image_{level}")
+        return [TextLine(QUAD, str(level), 1.0)]
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._act(self.build_moods, "build")
+
+    def num_tries(self, level):
+        return len(self._tries(f"image_{level}").read_bytes())
+
+    def _tries(self, name):
+        return self.folder / name
+
+    def _act(self, moods, name):
+        with open(self._tries(name), "ab") as tries:
+            tries.write(b".")
+            number = tries.tell() - 1
+        mood = moods[number] if number < len(moods) else "well"
+        if mood == "raise":
+            raise OSError(f"no mood for {name}")
+        if mood == "die":
+            os.kill(os.getpid(), 9)
+        if mood == "hang":
+            time.sleep(3600)
