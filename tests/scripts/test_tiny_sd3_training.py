@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-from pretrain_tiny import (
+from stage import fit
+from tiny_sd3 import CLIP_LENGTH, T5_LENGTH, make_clip_tokenizer, make_pipeline
+from tiny_sd3_training import (
     FACT_SIZES,
     NUM_BYTE_FACTS,
     NUM_SLOTS,
@@ -15,7 +17,6 @@ from pretrain_tiny import (
     byte_ids,
     encode_captions,
     encode_images,
-    fit,
     pretrain_sd3,
     render_scenes,
     scene_facts,
@@ -24,7 +25,6 @@ from pretrain_tiny import (
     transformer_stage,
     word_weight,
 )
-from tiny_sd3 import CLIP_LENGTH, T5_LENGTH, make_clip_tokenizer, make_pipeline
 
 from flow_grpo.signs_world import COLORS, SHAPES, SIZE, make_scene, words
 
