@@ -4,6 +4,8 @@ A scene is a coloured background, one or two coloured shapes above, and a sign b
 
     a red circle and a blue sign that says "HUT"
 
+A pair is two such shapes anywhere and no sign, for maps that must point at one of them.
+
 The renderer knows the caption, the box of the text and the mask of each object exactly, so one world serves to pretrain
 the tiny models, to test the maps that point into an image, and to run the demo. It needs numpy and Pillow alone.
 """
@@ -32,6 +34,7 @@ WORD_LENGTHS = (3, 4, 5)
 NUM_WORDS = {"train": 1800, "test": 384}
 
 SIZE = 64  # pixels
+HELD_OUT = 1_000_000_000  # seeds from here on: scenes that no model is trained on
 _SUPERSAMPLING = 4
 
 
@@ -48,7 +51,8 @@ class Scene:
     """One rendered scene.
 
     image: (SIZE, SIZE, 3) uint8 RGB. text_box: (left, top, right, bottom) of the word's ink in pixels, right and bottom
-    exclusive. objects: the shapes from left to right, then the sign, in the caption's order.
+    exclusive. objects: the shapes from left to right, then the sign, in the caption's order. A pair has no sign: its word
+    is empty, and so is its text_box.
     """
 
     caption: str
@@ -107,6 +111,34 @@ def make_scene(seed: int, split: str = "train", word: str | None = None, worn: b
         word=word,
         image=np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX)),
         text_box=_ink_box(_downsample(text_mask)),
+        objects=tuple(objects),
+    )
+
+
+def make_pair(seed: int) -> Scene:
+    """Render the two shapes that belong to a seed: of different kinds and colours, anywhere but on each other."""
+    rng = np.random.default_rng(seed)
+    background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
+    kinds = [SHAPES[i] for i in rng.choice(len(SHAPES), 2, replace=False)]
+    colors = [list(COLORS)[i] for i in rng.choice(len(COLORS), 2, replace=False)]
+    radii = rng.uniform(10, 12, 2)
+    reach = 1.1 * radii.max() + 1  # a star reaches furthest
+    centers = rng.uniform(reach, SIZE - reach, (2, 2))  # (x, y) each
+    while np.linalg.norm(centers[0] - centers[1]) < 2 * reach:
+        centers = rng.uniform(reach, SIZE - reach, (2, 2))
+    centers = centers[centers[:, 0].argsort()]
+
+    canvas = Image.new("RGB", (SIZE * _SUPERSAMPLING,) * 2, background)
+    objects = []
+    for kind, color, (x, y), radius in zip(kinds, colors, centers, radii):
+        mask = _shape_mask(kind, x, y, radius)
+        canvas.paste(COLORS[color], mask=mask)
+        objects.append(SceneObject(f"{color} {kind}", _downsample(mask)))
+    return Scene(
+        caption=" and ".join(f"a {o.name}" for o in objects),
+        word="",
+        image=np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX)),
+        text_box=(0, 0, 0, 0),
         objects=tuple(objects),
     )
 

@@ -16,6 +16,7 @@ from flow_grpo.signs_world import (
     SIZE,
     VOWELS,
     WORD_LENGTHS,
+    make_pair,
     make_scene,
     words,
 )
@@ -157,3 +158,43 @@ def test_a_worn_sign_loses_ink_and_nothing_else_changes():
         assert changed[top:bottom, left:right].mean() > 0.1
         changed[top - 1 : bottom + 1, left - 1 : right + 1] = False
         assert not changed.any()
+
+
+# Pairs
+
+
+def test_a_seed_gives_the_same_pair_every_time_and_another_seed_another():
+    for seed in SEEDS:
+        one, two = make_pair(seed), make_pair(seed)
+        assert one.caption == two.caption and np.array_equal(one.image, two.image)
+    assert len({make_pair(seed).image.tobytes() for seed in SEEDS}) == len(SEEDS)
+
+
+def test_a_pair_is_two_shapes_of_different_kinds_and_colours_named_from_left_to_right():
+    for seed in SEEDS:
+        pair = make_pair(seed)
+        (color, kind), (other_color, other_kind) = (thing.name.split() for thing in pair.objects)
+        assert {color, other_color} <= set(COLORS) and {kind, other_kind} <= set(SHAPES)
+        assert color != other_color and kind != other_kind
+        assert pair.caption == f"a {color} {kind} and a {other_color} {other_kind}"
+        left, right = (thing.mask.nonzero()[1].mean() for thing in pair.objects)
+        # a star's pixels, once counted, may lie a fraction of a pixel off its centre
+        assert left < right + 1
+        assert (pair.word, pair.text_box) == ("", (0, 0, 0, 0))
+
+
+def test_the_shapes_of_a_pair_have_their_colours_touch_nothing_and_lie_all_over_the_image():
+    covered = np.zeros((SIZE, SIZE), dtype=int)
+    for seed in range(200):
+        pair = make_pair(seed)
+        one, two = (thing.mask for thing in pair.objects)
+        assert not (one & two).any()
+        border = one | two
+        border[1:-1, 1:-1] = False
+        assert not border.any()
+        for thing in pair.objects:
+            # an edge's pixels are mixed, and a cross or a ring has many of them
+            assert (pair.image[thing.mask] == COLORS[thing.name.split()[0]]).all(axis=1).mean() > 0.7
+        covered += one | two
+    quarters = covered.reshape(2, SIZE // 2, 2, SIZE // 2).sum(axis=(1, 3)) / covered.sum()
+    assert quarters.min() > 0.2, "neither the middle nor a side is a good guess"
