@@ -11,6 +11,7 @@ from flow_grpo.score import Score, Scorer
 
 # A name stands for "package.module:factory", imported when asked for: a scorer's dependencies are needed by its users only.
 _SCORERS = {
+    "clip_gradcam": "flow_grpo.clip_gradcam_scorer:ClipGradcamScorer",
     "ocr": "flow_grpo.ocr_scorer:OcrScorer",
     "ocr_map": "flow_grpo.ocr_map_scorer:OcrMapScorer",
 }

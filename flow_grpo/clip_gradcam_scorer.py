@@ -1,0 +1,45 @@
+"""`clip_gradcam`: Grad-CAM on a CLIP image tower."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flow_grpo.clip_map_scorer import ClipMapScorer, spread
+from flow_grpo.clip_model import DEFAULT_MODEL, LOGIT_DIVISOR, load_clip
+from flow_grpo.clip_trace import Request, Trace
+
+
+def gradcam(features: Tensor, gradients: Tensor) -> Tensor:
+    """relu(sum over channels of features * mean over places of gradients).
+
+    features, gradients: (B, rows, cols, C). Returns (B, rows, cols). Selvaraju et al., arXiv:1610.02391.
+    """
+    weights = gradients.mean(dim=(1, 2), keepdim=True)  # (B, 1, 1, C)
+    return (features * weights).sum(dim=3).relu()
+
+
+class ClipGradcamScorer(ClipMapScorer):
+    """Grad-CAM on the patch tokens that a block reads: its layer_norm1 output, or a ResNet's stage.
+
+    block: from 0; -1, the default, is the last block, or a ResNet's layer4. The last block's output cannot be asked for:
+    the score reads only its class token, so its gradient at the patches is exactly zero.
+    For model, tokenizer, device and dtype see load_clip; for the rest, and what the Score holds, ClipMapScorer.
+    """
+
+    def __init__(
+        self,
+        model: Any = DEFAULT_MODEL,
+        tokenizer: Any = None,
+        device: str = "cpu",
+        dtype: str | torch.dtype | None = None,
+        logit_divisor: float = LOGIT_DIVISOR,
+        block: int = -1,
+    ):
+        clip = load_clip(model, tokenizer, device, dtype)
+        self._block = block if block >= 0 else clip.tower.num_blocks + block
+        self.request = Request(features=frozenset({self._block}))
+        super().__init__(clip, logit_divisor)
+
+    def window_map(self, trace: Trace) -> Tensor:
+        return spread(gradcam(*trace.features[self._block]), trace)

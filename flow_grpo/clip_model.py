@@ -1,0 +1,222 @@
+"""A CLIP model as our scorers use it: loaded once per process, prompts embedded once, one pass for several maps."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flow_grpo.clip_preprocess import ClipPreprocess
+from flow_grpo.clip_trace import Contributions, Differentiated, Record, Request, Trace
+
+DEFAULT_MODEL = "openai/clip-vit-large-patch14"
+# Flow-GRPO's: a reward is the logit (100 times the cosine for OpenAI's models) over this. 100 gives their plain cosine.
+LOGIT_DIVISOR = 30.0
+NUM_CACHED_PROMPTS = 4096
+
+# fp16 gradients of a score by an activation fall under its smallest number; multiplied before, divided after.
+_FP16_GRADIENT_SCALE = 2.0**12
+
+
+class Tower(Protocol):
+    """An image tower that answers requests: VitTower or ResNetTower."""
+
+    grid: tuple[int, int]
+    num_blocks: int
+    dtype: torch.dtype
+
+    def check(self, request: Request) -> None: ...
+
+    def run(self, pixels: Tensor, texts: Tensor, request: Request) -> Record: ...
+
+    def to_grid(self, feature: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ClipParts:
+    """A model of any library taken apart.
+
+    embed_texts: prompts -> embeddings (P, E), any scale, and truncated (P,) bool. Need not be safe in threads.
+    logit_scale: what the model multiplies cosines with.
+    """
+
+    tower: Tower
+    preprocess: ClipPreprocess
+    embed_texts: Callable[[Sequence[str]], tuple[Tensor, Tensor]]
+    logit_scale: float
+    device: torch.device
+
+
+class ClipModel:
+    """Scores and traces batches of one prompt per image. Safe in threads; weights must not change while it is in use."""
+
+    def __init__(self, parts: ClipParts):
+        self._parts = parts
+        self._lock = threading.Lock()
+        self._texts: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
+
+    @property
+    def tower(self) -> Tower:
+        return self._parts.tower
+
+    @property
+    def preprocess(self) -> ClipPreprocess:
+        return self._parts.preprocess
+
+    @property
+    def logit_scale(self) -> float:
+        return self._parts.logit_scale
+
+    def embed_texts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Unit embeddings (B, E) fp32 and truncated (B,) bool, both on the model's device; each prompt is embedded once."""
+        # one thread at a time: tokenizers of the tokenizers library raise when two threads set their truncation
+        with self._lock, _outside_inference(), torch.no_grad():
+            found = {prompt: self._texts[prompt] for prompt in prompts if prompt in self._texts}
+            missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
+            if missing:
+                embeds, truncated = self._parts.embed_texts(missing)
+                found |= zip(missing, zip(F.normalize(embeds.float(), dim=1), truncated.to(embeds.device)))
+            for prompt in found:  # the most recently used last
+                self._texts[prompt] = found[prompt]
+                self._texts.move_to_end(prompt)
+            while len(self._texts) > NUM_CACHED_PROMPTS:
+                self._texts.popitem(last=False)
+        embeds, truncated = zip(*(found[prompt] for prompt in prompts))
+        return torch.stack(embeds), torch.stack(truncated)
+
+    def trace(self, images: Tensor, prompts: Sequence[str], request: Request = Request()) -> Trace:  # noqa: B008 frozen
+        """One pass: images (B, 3, H, W), float in [0, 1], any device, with their prompts.
+
+        Works under an outer no_grad, inference_mode or autocast, and leaves no .grad, hook or graph behind. Samples are
+        independent, so the gradient of the batch's sum is each image's own. Raises ValueError as the tower's check.
+        """
+        self.tower.check(request)
+        device = self._parts.device
+        with _outside_inference(), torch.autocast(device.type, enabled=False):
+            texts, truncated = self.embed_texts(prompts)
+            images = images.detach().to(device, torch.float32)
+            images = images.clone() if images.is_inference() else images
+            with torch.set_grad_enabled(request.pixels):
+                pixels = self.preprocess(images.requires_grad_(request.pixels))
+            record = self.tower.run(pixels, texts, request)
+            with torch.set_grad_enabled(record.embeds.requires_grad):
+                norms = record.embeds.norm(dim=1)
+                logits = self.logit_scale * (record.embeds * texts).sum(dim=1) / norms  # (B,)
+            return self._traced(images, logits, norms.detach(), truncated, record, request)
+
+    def _traced(self, images, logits, norms, truncated, record, request) -> Trace:
+        watched = [*record.features.values(), *record.attention.values(), *([images] if request.pixels else [])]
+        gradients = iter(self._gradients(logits, watched))
+        to_grid = self.tower.to_grid
+        features = {
+            block: Differentiated(to_grid(value.detach()), to_grid(next(gradients)))
+            for block, value in record.features.items()
+        }
+        attention = {
+            block: Differentiated(value.detach(), next(gradients)) for block, value in record.attention.items()
+        }
+        size, preprocess = tuple(images.shape[2:]), self.preprocess
+        return Trace(
+            logits=logits.detach(),
+            truncated=truncated,
+            grid=self.tower.grid,
+            size=size,
+            window=preprocess.window(size),
+            to_window=lambda cells: preprocess.to_window(cells, size),
+            pixels=Differentiated(images.detach(), next(gradients)) if request.pixels else None,
+            features=features,
+            attention=attention,
+            mean_attention=record.mean_attention,
+            contributions=_scaled(record.contributions, self.logit_scale / norms),
+        )
+
+    def _gradients(self, logits: Tensor, watched: list[Tensor]) -> list[Tensor]:
+        """The gradient of each image's logit by each of the tensors, fp32."""
+        if not watched:
+            return []
+        scale = _FP16_GRADIENT_SCALE if self.tower.dtype == torch.float16 else 1.0
+        with torch.enable_grad():
+            total = logits.sum() * scale
+        return [gradient.float() / scale for gradient in torch.autograd.grad(total, watched)]
+
+
+def load_clip(
+    model: Any = DEFAULT_MODEL, tokenizer: Any = None, device: str = "cpu", dtype: str | torch.dtype | None = None
+) -> ClipModel:
+    """A CLIP model, loaded or taken as it is.
+
+    model: a hub id or local folder of transformers; "open_clip:ARCHITECTURE/PRETRAINED" such as "open_clip:RN50/openai";
+        a loaded model of either library, alone with `tokenizer` or as a pair (model, tokenizer); or a ClipModel.
+    dtype: "float32", "float16" or "bfloat16" (or torch's) of the towers; None means float32, or for a loaded model its own.
+        Heads, scores and maps are fp32 in any case.
+    One model, device and dtype is loaded once per process and shared. A loaded model is moved to the device and set to
+    evaluation in place.
+    Raises ImportError where a library is missing, ValueError for a model that is no CLIP.
+    """
+    if isinstance(model, ClipModel):
+        if tokenizer is not None or dtype is not None:
+            raise ValueError("a ClipModel has its tokenizer and dtype already; leave both out")
+        return model
+    if isinstance(model, tuple):
+        model, tokenizer = model
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if not isinstance(model, str):
+        return ClipModel(_take_apart(model, tokenizer, torch.device(device), dtype))
+    if tokenizer is not None:
+        raise ValueError(f"model {model!r} comes with its own tokenizer; leave it out, or give a loaded model with it")
+    key = (model, str(torch.device(device)), dtype or torch.float32)
+    with _LOADING:
+        if key not in _LOADED:
+            _LOADED[key] = loaded = ClipModel(_load_parts(model, torch.device(device), key[2]))
+            return loaded
+        return _LOADED[key]
+
+
+_LOADING = threading.Lock()
+# Weak: a model goes when its last scorer goes.
+_LOADED: WeakValueDictionary[tuple, ClipModel] = WeakValueDictionary()
+
+
+def _load_parts(model: str, device: torch.device, dtype: torch.dtype) -> ClipParts:
+    with _outside_inference():
+        if model.startswith("open_clip:"):
+            from flow_grpo.clip_open_clip import load
+
+            return load(model.removeprefix("open_clip:"), device, dtype)
+        from flow_grpo.clip_transformers import load
+
+        return load(model, device, dtype)
+
+
+def _take_apart(model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype | None) -> ClipParts:
+    if hasattr(model, "vision_model"):
+        from flow_grpo.clip_transformers import take_apart
+    elif hasattr(model, "visual"):
+        from flow_grpo.clip_open_clip import take_apart
+    else:
+        raise ValueError(
+            f"model must be a hub id, a folder, or a loaded CLIP of transformers or open_clip, got {type(model).__name__}"
+        )
+    if tokenizer is None:
+        raise ValueError("a loaded model needs its tokenizer: give model=(model, tokenizer)")
+    return take_apart(model.to(device=device, dtype=dtype).eval(), tokenizer, device)
+
+
+def _scaled(contributions: Contributions | None, scale: Tensor) -> Contributions | None:
+    if contributions is None:
+        return None
+    return Contributions(
+        tokens=contributions.tokens * scale[:, None, None],
+        mlps=contributions.mlps * scale[:, None],
+        constant=contributions.constant * scale,
+    )
+
+
+def _outside_inference():
+    # tensors made under inference_mode cannot enter a graph later
+    return torch.inference_mode(False)

@@ -1,0 +1,147 @@
+"""CLIP's image preprocessing in torch, differentiable, and the way back: from the tower's cells to the image's pixels.
+
+Both directions are separable, so each is one small matrix for the rows and one for the columns. That makes the crop free
+(only the rows and columns that survive it are computed) and any size and aspect ratio cheap.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Of the OpenAI models, and of most that came after.
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class ClipPreprocess:
+    """Resize by bicubic interpolation with antialiasing, cut out the centre, normalise the channels.
+
+    crop: (height, width) that the tower reads.
+    shortest_edge: what the image's shorter edge is resized to, its aspect kept; None squashes the image to the crop.
+    mean, std: per channel, for values in [0, 1].
+    rounded_offset: where an odd number of pixels is cut away, begin at Python's round of the half (torchvision, thus
+        open_clip) instead of its floor (transformers).
+    Raises ValueError where the crop would be larger than the resized image.
+    """
+
+    crop: tuple[int, int]
+    shortest_edge: int | None
+    mean: tuple[float, ...] = OPENAI_MEAN
+    std: tuple[float, ...] = OPENAI_STD
+    rounded_offset: bool = False
+
+    def __post_init__(self):
+        if self.shortest_edge is not None and max(self.crop) > self.shortest_edge:
+            raise ValueError(
+                f"a crop of {self.crop} does not fit an image whose shorter edge is resized to {self.shortest_edge}; "
+                "mend the model's preprocessor_config.json"
+            )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), float in [0, 1], as the tower reads them: (B, 3, *crop) fp32.
+
+        Equal to the model's own processor on the same image in 8 bits, but for a level in a few hundred pixels where a
+        sum lies on the edge between two. Like Pillow it keeps 8 bits after each of the two passes; the gradient takes that
+        rounding for the identity (a straight-through estimator) and is zero where a value is clamped.
+        """
+        levels = _to_levels(images.float() * 255)
+        cuts = [self._cut(axis, images.shape[2:]) for axis in (0, 1)]
+        for axis in _pass_order(*cuts):
+            matrix = cuts[axis].resampling().to(levels)
+            levels = _to_levels(levels @ matrix.T if axis else matrix @ levels)
+        mean, std = (torch.tensor(values).to(levels).view(3, 1, 1) for values in (self.mean, self.std))
+        return (levels / 255 - mean) / std
+
+    def window(self, size: tuple[int, int]) -> tuple[slice, slice]:
+        """Rows and columns of an image of `size` (H, W) that survive the crop: those whose centre lies in it."""
+        rows, cols = (self._cut(axis, size).pixels for axis in (0, 1))
+        return rows, cols
+
+    def to_window(self, cells: Tensor, size: tuple[int, int]) -> Tensor:
+        """Spread maps over the crop's cells (B, rows, cols) to the pixels of `window(size)`: (B, h, w) fp32.
+
+        Bilinear, antialiased where the image has fewer pixels than there are cells; values keep their range.
+        """
+        rows, cols = (self._cut(axis, size).spreading(cells.shape[1 + axis]).to(cells.device) for axis in (0, 1))
+        return rows @ cells.float() @ cols.T
+
+    def _cut(self, axis: int, size: tuple[int, int]) -> "_Cut":
+        num_pixels, length = size[axis], self.crop[axis]
+        if self.shortest_edge is None:
+            return _Cut(num_pixels, resized=length, start=0, length=length)
+        short = min(size)
+        resized = self.shortest_edge if num_pixels == short else int(self.shortest_edge * num_pixels / short)
+        spare = resized - length
+        start = round(spare / 2) if self.rounded_offset else spare // 2
+        return _Cut(num_pixels, resized, start, length)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """One axis of the preprocessing: num_pixels are resized to `resized`, of which `length` from `start` on are kept."""
+
+    num_pixels: int
+    resized: int
+    start: int
+    length: int
+
+    @property
+    def pixels(self) -> slice:
+        """The pixels whose centre lies in what is kept; at least one."""
+        scale = self.num_pixels / self.resized
+        first = min(max(math.ceil(self.start * scale - 0.5), 0), self.num_pixels - 1)
+        last = min(math.ceil((self.start + self.length) * scale - 0.5), self.num_pixels)
+        return slice(first, max(last, first + 1))
+
+    def resampling(self) -> Tensor:
+        """(length, num_pixels): each row makes one kept pixel out of the image's."""
+        scale = self.num_pixels / self.resized
+        centres = (self.start + torch.arange(self.length, dtype=torch.float64) + 0.5) * scale
+        return _weights(centres, self.num_pixels, max(scale, 1.0), _cubic, reach=2.0)
+
+    def spreading(self, num_cells: int) -> Tensor:
+        """(pixels, num_cells): each row makes one pixel of the window out of the kept part's cells."""
+        inside = self.pixels
+        scale = self.resized / self.num_pixels * num_cells / self.length  # cells a pixel
+        centres = (torch.arange(inside.start, inside.stop, dtype=torch.float64) + 0.5) * scale
+        centres = (centres - self.start * num_cells / self.length).clamp(0, num_cells)
+        return _weights(centres, num_cells, max(scale, 1.0), _triangle, reach=1.0)
+
+
+def _pass_order(rows: _Cut, cols: _Cut) -> tuple[int, int]:
+    """Which axis is resized first, 0 the height and 1 the width: it shows where a first pass overshoots and is clamped.
+
+    Pillow 13 begins with a height that loses over twice as many pixels as the width; Pillow 12 never does.
+    """
+    lost_rows, lost_cols = rows.num_pixels - rows.resized, cols.num_pixels - cols.resized
+    return (0, 1) if lost_rows > 2 * max(lost_cols, 0) else (1, 0)
+
+
+def _weights(
+    centres: Tensor, num_inputs: int, width: float, kernel: Callable[[Tensor], Tensor], reach: float
+) -> Tensor:
+    """(len(centres), num_inputs) fp32: the kernel, widened by `width`, around each centre; every row sums to 1.
+
+    The kernel is cut off at the border and the rest scaled up, as Pillow does.
+    """
+    distance = (torch.arange(num_inputs, dtype=torch.float64) + 0.5 - centres[:, None]) / width
+    weights = torch.where(distance.abs() < reach, kernel(distance.abs()), 0)
+    return (weights / weights.sum(dim=1, keepdim=True)).float()
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """Keys' cubic convolution with a = -0.5, for 0 <= x < 2 (Keys, 1981)."""
+    return torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
+
+
+def _triangle(x: Tensor) -> Tensor:
+    return 1 - x
+
+
+def _to_levels(values: Tensor) -> Tensor:
+    values = values.clamp(0, 255)
+    return values + ((values + 0.5).floor() - values).detach()

@@ -1,0 +1,93 @@
+"""What a map may ask of one forward pass through an image tower, and what it gets: several maps share one pass."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be kept of a pass; requests are joined with |.
+
+    pixels: the score's gradient by the images.
+    features: blocks (ResNet: stages) whose feature map and its gradient are kept.
+    attention: blocks whose attention and its gradient are kept, head by head.
+    mean_attention: blocks whose attention is kept without a gradient, averaged over heads.
+    contributions: each token's additive share in the score, by block.
+    """
+
+    pixels: bool = False
+    features: frozenset[int] = frozenset()
+    attention: frozenset[int] = frozenset()
+    mean_attention: frozenset[int] = frozenset()
+    contributions: bool = False
+
+    def __or__(self, other: "Request") -> "Request":
+        return Request(*(getattr(self, name) | getattr(other, name) for name in self.__dataclass_fields__))
+
+    @property
+    def first_block(self) -> float:
+        """The first block that must be recorded for differentiation: those before run without a graph."""
+        return 0 if self.pixels else min(self.features | self.attention, default=float("inf"))
+
+
+class Differentiated(NamedTuple):
+    """A tensor of the pass and the score's gradient by it, both detached."""
+
+    value: Tensor
+    gradient: Tensor
+
+
+@dataclass
+class Contributions:
+    """The score as a sum, exact but for rounding; fp32, in units of the logit.
+
+    tokens: (B, L, 1 + N) what each of L blocks' attention brings from the class token and the N patches.
+    mlps: (B, L) each block's MLP. constant: (B,) biases and the class token's own embedding.
+    """
+
+    tokens: Tensor
+    mlps: Tensor
+    constant: Tensor
+
+    def total(self) -> Tensor:
+        return self.tokens.sum(dim=(1, 2)) + self.mlps.sum(dim=1) + self.constant  # (B,)
+
+
+@dataclass
+class Record:
+    """What a tower hands back: its image embeddings (B, E) fp32, and what was asked for, still part of the graph."""
+
+    embeds: Tensor
+    features: dict[int, Tensor] = field(default_factory=dict)
+    attention: dict[int, Tensor] = field(default_factory=dict)
+    mean_attention: dict[int, Tensor] = field(default_factory=dict)
+    contributions: Contributions | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One batch of B images with a prompt each, after the pass; nothing in it carries a graph.
+
+    logits: (B,) fp32, cosine times the model's own logit scale. truncated: (B,) bool, the prompt was too long.
+    pixels: the images (B, 3, H, W) as fp32.
+    features: {block: (B, rows, cols, C)}. attention: {block: (B, heads, Q, 1 + N)}, mean_attention: {block: (B, Q, 1 + N)};
+        token 0 is the class token, the patches follow row by row; Q is 1 in the last block, of which only the class
+        token's row is ever read, and 1 + N before.
+    grid: (rows, cols) of the patches.
+    to_window: spreads maps over the grid to the pixels that survived the crop. window: these pixels' rows and columns.
+    """
+
+    logits: Tensor
+    truncated: Tensor
+    grid: tuple[int, int]
+    size: tuple[int, int]
+    window: tuple[slice, slice]
+    to_window: Callable[[Tensor], Tensor]
+    pixels: Differentiated | None
+    features: dict[int, Differentiated]
+    attention: dict[int, Differentiated]
+    mean_attention: dict[int, Tensor]
+    contributions: Contributions | None
