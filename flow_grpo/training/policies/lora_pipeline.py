@@ -1,0 +1,113 @@
+"""What the families share: a frozen diffusers pipeline, LoRA on its transformer, and latents as patches."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
+
+
+class LoraPipeline:
+    """The part of a `Policy` that is the same in every family; a family adds its prompts, sigmas, velocity and tokens.
+
+    lora_targets: ends of the names of the adapted layers. patch_size: latents along a token's side. resolution: of the
+    square images, in pixels. The frozen weights keep the pipeline's dtype; the adapter is fp32, and so is the VAE.
+    Raises ValueError where the resolution does not fall into whole tokens.
+    """
+
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        lora_targets: list[str],
+        patch_size: int,
+        resolution: int,
+        lora_rank: int,
+        lora_alpha: int,
+        device: str | torch.device,
+    ):
+        pixels_per_token = pipeline.vae_scale_factor * patch_size
+        if resolution % pixels_per_token:
+            raise ValueError(f"resolution={resolution} must be a multiple of {pixels_per_token}, the pixels of a token")
+        self.token_grid = (resolution // pixels_per_token,) * 2
+        self.patch_size = patch_size
+        self.pipeline = pipeline
+        self.device = torch.device(device)
+
+        pipeline.to(self.device)
+        pipeline.vae.to(torch.float32)
+        pipeline.vae.enable_slicing()  # one image at a time: the decoder's activations are large, and batching gains nothing
+        for component in pipeline.components.values():
+            if isinstance(component, nn.Module):
+                component.requires_grad_(False).eval()
+        self.network = pipeline.transformer
+        self.lora_config = LoraConfig(
+            r=lora_rank, lora_alpha=lora_alpha, init_lora_weights="gaussian", target_modules=lora_targets
+        )
+        self.network.add_adapter(self.lora_config)
+        for parameter in self.network.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()  # AdamW loses small updates in half precision
+        self.forward_module = self.network
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, H, W) in [0, 1], fp32, of the VAE's latents (B, C, h, w)."""
+        vae = self.pipeline.vae
+        latents = latents.float() / vae.config.scaling_factor + vae.config.shift_factor
+        images = vae.decode(latents, return_dict=False)[0]
+        return (images / 2 + 0.5).clamp(0, 1)
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        # On the bare network: its layers are the wrapper's too, so the context holds with and without DDP.
+        self.network.disable_lora()
+        try:
+            yield
+        finally:
+            self.network.enable_lora()
+
+    def lora_state(self) -> dict[str, torch.Tensor]:
+        return get_peft_model_state_dict(self.network)
+
+    def load_lora_state(self, state: dict[str, torch.Tensor]) -> None:
+        expected = self.lora_state()
+        if state.keys() != expected.keys():
+            odd = sorted(state.keys() ^ expected.keys())[:3]
+            raise ValueError(f"these LoRA weights belong to another model or another set of targets; e.g. {odd}")
+        set_peft_model_state_dict(self.network, state)
+
+    def save_lora(self, folder: Path) -> None:
+        self.pipeline.save_lora_weights(
+            folder,
+            transformer_lora_layers={name: tensor.detach().cpu() for name, tensor in self.lora_state().items()},
+            # Without it the scale alpha / rank is lost, and the adapter loads at 1.
+            transformer_lora_adapter_metadata=self.lora_config.to_dict(),
+        )
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.network.enable_gradient_checkpointing()
+
+    def compile(self, backend: str | Callable = "inductor") -> None:
+        for blocks in self.network.children():
+            if isinstance(blocks, nn.ModuleList):  # the transformer's stacks, of blocks alike
+                for block in blocks:
+                    block.compile(backend=backend)
+
+
+def patchify(latents: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Latents (B, C, h, w) as tokens (B, N, C * patch_size ** 2), row-major; within a token channels come first."""
+    batch, channels, height, width = latents.shape
+    rows, columns = height // patch_size, width // patch_size
+    patches = latents.reshape(batch, channels, rows, patch_size, columns, patch_size)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+
+
+def unpatchify(tokens: torch.Tensor, token_grid: tuple[int, int], patch_size: int) -> torch.Tensor:
+    """The inverse of `patchify`; token_grid: (rows, columns)."""
+    rows, columns = token_grid
+    patches = tokens.reshape(len(tokens), rows, columns, -1, patch_size, patch_size)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, rows * patch_size, columns * patch_size)
