@@ -4,7 +4,7 @@ Only a policy knows a model's layout: its latents, how they fall into tokens, it
 Everything after it sees latents as an opaque tensor and tokens as (B, N, D).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -59,7 +59,7 @@ class Policy(Protocol):
         """The inverse of `to_tokens`."""
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Images (B, 3, H, W) in [0, 1], fp32."""
+        """Images (B, 3, H, W) in [0, 1], fp32; decoded one by one, so that memory does not grow with B."""
 
     def disable_adapter(self) -> AbstractContextManager[None]:
         """Within the context the policy is its frozen base model, wrapped for distribution or not."""
@@ -72,3 +72,9 @@ class Policy(Protocol):
 
     def save_lora(self, folder: Path) -> None:
         """Write the adapter so that the pipeline's own `load_lora_weights(folder)` reads it, its scale included."""
+
+    def enable_gradient_checkpointing(self) -> None:
+        """From now on keep a block's input alone for the backward pass and compute the rest again there."""
+
+    def compile(self, backend: str | Callable = "inductor") -> None:
+        """Compile the transformer block by block with torch.compile; names and values of its weights stay."""

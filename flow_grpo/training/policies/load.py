@@ -14,15 +14,27 @@ def load_policy(family: str, model: str, mixed_precision: str, lora: str | None 
 
     Raises ValueError for an unknown family.
     """
-    if family != "sd3":
-        raise ValueError(f"unknown policy {family!r}; known: sd3")
-    from diffusers import StableDiffusion3Pipeline
-
-    from flow_grpo.training.policies.sd3 import SD3Policy
-
-    pipeline = StableDiffusion3Pipeline.from_pretrained(model, torch_dtype=WEIGHT_DTYPES[mixed_precision])
+    pipeline_class, policy_class = _classes(family)
+    pipeline = pipeline_class.from_pretrained(model, torch_dtype=WEIGHT_DTYPES[mixed_precision])
     if lora is not None:
         pipeline.load_lora_weights(lora)
         pipeline.fuse_lora(components=["transformer"])
         pipeline.unload_lora_weights()
-    return SD3Policy(pipeline, **options)
+    return policy_class(pipeline, **options)
+
+
+def _classes(family: str) -> tuple[type, type]:
+    """A family's pipeline and policy, imported where asked for: diffusers takes seconds."""
+    if family == "sd3":
+        from diffusers import StableDiffusion3Pipeline
+
+        from flow_grpo.training.policies.sd3 import SD3Policy
+
+        return StableDiffusion3Pipeline, SD3Policy
+    if family == "flux":
+        from diffusers import FluxPipeline
+
+        from flow_grpo.training.policies.flux import FluxPolicy
+
+        return FluxPipeline, FluxPolicy
+    raise ValueError(f"unknown policy {family!r}; known: sd3, flux")

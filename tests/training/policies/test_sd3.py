@@ -283,8 +283,8 @@ def test_lora_state_of_another_model_is_refused_with_an_example(policy):
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown policy 'flux'; known: sd3"):
-        load_policy("flux", MODEL, "no")
+    with pytest.raises(ValueError, match="unknown policy 'sdxl'; known: sd3, flux"):
+        load_policy("sdxl", MODEL, "no")
 
 
 def test_a_slice_of_embeddings_is_a_batch_of_them(policy, prompts):

@@ -1,0 +1,91 @@
+"""FLUX.1 as a policy: any diffusers `FluxPipeline`, with LoRA on its attention and feed-forward layers."""
+
+import torch
+from diffusers import FluxPipeline
+
+from flow_grpo.training.policies.base import PromptEmbeds
+from flow_grpo.training.policies.lora_pipeline import LoraPipeline, unpatchify
+
+# Flow-GRPO's targets. The double blocks have all of them, for image and text; of the single blocks, where both run in
+# one stream, to_q, to_k and to_v are adapted, and the MLP that shares their output projection is not.
+LORA_TARGETS = [
+    *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+    *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+    *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+]
+PATCH_SIZE = 2  # fixed by the pipeline, which packs 2 x 2 latents into a token
+
+
+class FluxPolicy(LoraPipeline):
+    """See `Policy`. Latents are packed as the pipeline packs them, (B, N, 4 C): its tokens already.
+
+    resolution: of the square images, in pixels. guidance_scale: what FLUX.1-dev reads as an embedding, having learned
+    to draw in one pass what classifier-free guidance of that scale draws in two; sampling and training give it the same.
+    It costs nothing and 1 does not switch it off: 3.5 is the pipeline's default. There is no unconditional pass.
+    Raises ValueError where the resolution does not fall into whole tokens, and for a guidance_scale other than 1 where
+    the model has no such embedding (FLUX.1-schnell).
+    """
+
+    def __init__(
+        self,
+        pipeline: FluxPipeline,
+        resolution: int,
+        lora_rank: int,
+        lora_alpha: int,
+        guidance_scale: float = 3.5,
+        max_sequence_length: int = 512,
+        device: str | torch.device = "cpu",
+    ):
+        transformer = pipeline.transformer.config
+        if guidance_scale != 1 and not transformer.guidance_embeds:
+            raise ValueError(
+                f"guidance_scale={guidance_scale} would be ignored: this model has no guidance embedding "
+                "(FLUX.1-schnell has none); set it to 1"
+            )
+        super().__init__(pipeline, LORA_TARGETS, PATCH_SIZE, resolution, lora_rank, lora_alpha, device)
+        rows, columns = self.token_grid
+        self.latent_shape = (rows * columns, transformer.in_channels)
+        self.max_sequence_length = max_sequence_length
+        self._guidance = torch.tensor([guidance_scale], device=self.device) if transformer.guidance_embeds else None
+        # (N, 3): 0, row and column of each token, for the rotary embedding
+        self._image_ids = torch.cartesian_prod(*(torch.arange(n, device=self.device) for n in (1, rows, columns)))
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> PromptEmbeds:
+        tokens, pooled, _ = self.pipeline.encode_prompt(
+            prompts, prompts, device=self.device, max_sequence_length=self.max_sequence_length
+        )
+        return PromptEmbeds(tokens, pooled)
+
+    def sigmas(self, num_steps: int) -> torch.Tensor:
+        scheduler, (rows, columns) = self.pipeline.scheduler, self.token_grid
+        config = scheduler.config
+        # The more tokens, the longer the image stays noisy: the shift is linear in their number.
+        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+        shift = config.base_shift + slope * (rows * columns - config.base_image_seq_len)
+        unshifted = [1 - step / num_steps for step in range(num_steps)]
+        scheduler.set_timesteps(sigmas=unshifted, mu=shift, device=self.device)
+        return scheduler.sigmas.clone().float()
+
+    def velocity(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: PromptEmbeds) -> torch.Tensor:
+        batch = len(latents)
+        velocity = self.forward_module(
+            hidden_states=latents.to(self.network.dtype),
+            timestep=sigma.expand(batch),
+            guidance=None if self._guidance is None else self._guidance.expand(batch),
+            encoder_hidden_states=embeds.tokens,
+            pooled_projections=embeds.pooled,
+            img_ids=self._image_ids,
+            txt_ids=self._image_ids.new_zeros(embeds.tokens.shape[1], 3),  # words have no place in the image
+            return_dict=False,
+        )[0]
+        return velocity.float()
+
+    def to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents
+
+    def from_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return super().decode(unpatchify(latents, self.token_grid, self.patch_size))
