@@ -116,7 +116,7 @@ def test_engine_may_be_given_as_an_object():
 
 
 def test_unknown_engine_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown OCR engine 'tesseract'; known: rapidocr"):
+    with pytest.raises(ValueError, match="unknown OCR engine 'tesseract'; known: paddleocr, rapidocr"):
         make_engine("tesseract")
     with pytest.raises(ValueError, match="unknown OCR engine None"):
         make_engine(None)
