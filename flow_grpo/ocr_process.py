@@ -109,6 +109,8 @@ class EngineProcess:
         except (EOFError, OSError):
             problem = "died"
         status = self._end()
+        if self._closed:
+            raise EngineLost("the reader was closed")
         raise RuntimeError(f"the OCR worker {problem} (exit status {status})")
 
     def _end(self) -> int:

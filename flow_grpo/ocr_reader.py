@@ -1,4 +1,7 @@
-"""A reader takes batches of images and gives their lines of text: what fails is read once more, and then left out."""
+"""A reader takes batches of images and gives their lines of text: what fails is read once more, and then left out.
+
+`SerialReader` reads in this process, `PooledReader` in others while the caller goes on; the results are the same.
+"""
 
 import logging
 import queue
@@ -34,11 +37,13 @@ class Reader(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of the engines; what was submitted and not yet read raises RuntimeError."""
+        """End the workers, if there are any; what they have not read then raises RuntimeError."""
 
-    def __enter__(self) -> "Reader": ...
+    def __enter__(self) -> "Reader":
+        return self
 
-    def __exit__(self, *error) -> None: ...
+    def __exit__(self, *error) -> None:
+        self.close()
 
 
 def make_reader(
@@ -62,7 +67,7 @@ def make_reader(
     )
 
 
-class SerialReader:
+class SerialReader(Reader):
     """Reads in this process, one image at a time, when the result is asked for."""
 
     def __init__(self, engine: OcrEngine):
@@ -78,17 +83,8 @@ class SerialReader:
 
         return lines
 
-    def close(self) -> None:
-        pass
 
-    def __enter__(self) -> "SerialReader":
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.close()
-
-
-class PooledReader:
+class PooledReader(Reader):
     """Reads in other processes, each fed by a thread of its own from one queue of images."""
 
     def __init__(self, processes: Sequence[EngineProcess]):
@@ -97,13 +93,13 @@ class PooledReader:
         for process in processes:
             threading.Thread(target=_feed, args=(process, self._tasks), daemon=True).start()
         # also where the reader is forgotten, and at the interpreter's exit
-        self._stop = weakref.finalize(self, _stop, processes, self._tasks, self._lock)
+        self._finalizer = weakref.finalize(self, _stop, processes, self._tasks, self._lock)
 
     def submit(self, images: Tensor) -> Callable[[], list[list[TextLine] | None]]:
         levels = to_uint8(images)
         futures = [Future() for _ in levels]
         with self._lock:
-            if not self._stop.alive:
+            if not self._finalizer.alive:
                 raise RuntimeError("the reader is closed; make another")
             for task in zip(levels, futures, strict=True):
                 self._tasks.put(task)
@@ -113,13 +109,7 @@ class PooledReader:
         return lines_of([future.result() for future in futures])
 
     def close(self) -> None:
-        self._stop()
-
-    def __enter__(self) -> "PooledReader":
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.close()
+        self._finalizer()
 
 
 def _feed(process: EngineProcess, tasks: queue.SimpleQueue) -> None:
