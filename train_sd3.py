@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     # The trainer brings diffusers and the rest; what is wrong with a configuration is said before.
     from flow_grpo.training.trainer import Trainer
 
-    Trainer(config, geometry, Distributed(geometry.accumulation_steps, config.mixed_precision)).train()
+    Trainer(config, geometry, Distributed(config.mixed_precision)).train()
 
 
 if __name__ == "__main__":

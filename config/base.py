@@ -48,7 +48,8 @@ def get_config() -> ml_collections.ConfigDict:
     sample.guidance_scale = 4.5  # classifier-free guidance, in sampling and training; 1: none
     sample.noise_level = 0.7  # of the SDE
     sample.sde = "flow"  # kind of SDE: "flow" (Flow-GRPO) or "cps"
-
+    sample.sde_window_size = 0  # steps in a row that are stochastic and trained, the others follow the ODE; 0: all
+    sample.sde_window_range = (0, 0)  # the window lies within these steps, the second excluded; drawn each epoch
     sample.same_start = False  # siblings start from one latent; Flow-GRPO: each from its own
 
     # The rewards
@@ -67,11 +68,16 @@ def get_config() -> ml_collections.ConfigDict:
 
     # The update
     config.train = train = ml_collections.ConfigDict()
-    train.num_steps = 9  # the first steps of each rollout, trained on
+    train.num_steps = 0  # steps of each rollout that are trained on; 0: the window's, or all but the last
     train.ratio = "gspo_token"  # "image" (Flow-GRPO), "gspo_token" or "token"
     train.clip_range = 1e-4  # of the ratio; "token" wants sqrt(tokens) times as much
+    train.ratio_norm = (
+        False  # RatioNorm of GRPO-Guard: one spread of the ratio at all steps, mean 1; clip_range 2e-6 there
+    )
+    train.skip_zero_advantages = False  # spend no forward on images without advantage; changes no result, needs beta 0
     train.beta = 0.04  # weight of the KL to the base model; 0: no KL and no base forward
     train.exact_kl = False  # keep |dt| in the KL's variance; Flow-GRPO leaves it out
+    train.spatial_kl = 0.0  # how much less KL the rewarded region of the maps gets than the background, 0 to 1
     train.learning_rate = 3e-4  # AdamW
     train.weight_decay = 1e-4
     train.max_grad_norm = 1.0

@@ -22,26 +22,25 @@ CHOICES = {
 POSITIVE = (
     *("num_epochs", "save_every", "keep_checkpoints", "num_gpus", "num_groups", "updates_per_epoch", "resolution"),
     *("max_sequence_length", "lora_rank", "lora_alpha", "sample.num_steps", "sample.eval_num_steps"),
-    *("sample.noise_level", "advantage.clip_max", "train.num_steps", "train.clip_range", "train.learning_rate"),
+    *("sample.noise_level", "advantage.clip_max", "train.clip_range", "train.learning_rate"),
     *("train.max_grad_norm", "train.ema_every"),
 )
 
 NOT_NEGATIVE = (
     *("group_size", "batch_size", "num_eval_prompts", "eval_every", "advantage.fade", "train.beta"),
-    "train.weight_decay",
+    *("train.weight_decay", "train.num_steps", "sample.sde_window_size"),
 )
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How an epoch's num_groups * group_size images fall into batches, updates and backward passes."""
+    """How an epoch's num_groups * group_size images fall into batches and updates."""
 
     num_processes: int
     num_groups: int
     group_size: int
     batch_size: int
     updates_per_epoch: int
-    num_train_steps: int
 
     @property
     def num_samples(self) -> int:
@@ -54,11 +53,6 @@ class Geometry:
     @property
     def batches_per_update(self) -> int:
         return self.batches_per_process // self.updates_per_epoch
-
-    @property
-    def accumulation_steps(self) -> int:
-        """Backward passes per optimizer step: every trained step of every batch of an update."""
-        return self.batches_per_update * self.num_train_steps
 
 
 def resolve(config: ml_collections.ConfigDict, num_processes: int) -> tuple[ml_collections.ConfigDict, Geometry]:
@@ -76,6 +70,9 @@ def resolve(config: ml_collections.ConfigDict, num_processes: int) -> tuple[ml_c
             f"(accelerate launch --num_processes {config.num_gpus}; on CPUs torchrun --nproc_per_node {config.num_gpus})"
         )
     config.run_dir = config.run_dir or f"runs/{config.name}"
+    config.train.num_steps = config.train.num_steps or config.sample.sde_window_size or config.sample.num_steps - 1
+    _check_steps(config)
+    _check_objective(config)
     if not config.group_size or not config.batch_size:
         if config.num_gpus not in GEOMETRY_OF_GPUS:
             known = ", ".join(map(str, GEOMETRY_OF_GPUS))
@@ -98,7 +95,6 @@ def _geometry(config: ml_collections.ConfigDict) -> Geometry:
         group_size=config.group_size,
         batch_size=config.batch_size,
         updates_per_epoch=config.updates_per_epoch,
-        num_train_steps=config.train.num_steps,
     )
     sizes = f"num_groups * group_size = {config.num_groups} * {config.group_size} = {geometry.num_samples} images"
     stride = geometry.num_processes * geometry.batch_size * geometry.updates_per_epoch
@@ -146,21 +142,6 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
         raise ValueError('rewards is empty; give at least one scorer and its weight, e.g. {"ocr_map": 1.0}')
     if min(config.rewards.values()) < 0 or sum(config.rewards.values()) <= 0:
         raise ValueError(f"rewards={config.rewards.to_dict()}: weights must be 0 or more, and one above 0")
-    if config.train.num_steps > config.sample.num_steps:
-        raise ValueError(
-            f"train.num_steps={config.train.num_steps} exceeds the {config.sample.num_steps} steps of a rollout "
-            "(sample.num_steps); train on fewer"
-        )
-    if config.sample.sde == "cps" and config.train.beta > 0 and config.train.num_steps == config.sample.num_steps:
-        raise ValueError(
-            f"train.num_steps={config.train.num_steps} takes in the last step, where the noise of sample.sde=cps is 0 and "
-            "its KL infinite; train on one step fewer, or set train.beta=0"
-        )
-    if config.train.ratio == "image" and config.advantage.mode != "scalar":
-        raise ValueError(
-            f"train.ratio=image averages the tokens' advantages and would ignore advantage.mode={config.advantage.mode}; "
-            "use train.ratio=gspo_token, or advantage.mode=scalar"
-        )
     if config.sample.sde == "cps" and config.sample.noise_level > 1:
         raise ValueError(f"sample.noise_level={config.sample.noise_level} must be 1 or less for sample.sde=cps")
     if config.sample.guidance_scale < 1:
@@ -171,6 +152,61 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"advantage.w_max={config.advantage.w_max} must be 1 or more: the mean weight is 1")
     if not 0 <= config.train.ema_decay < 1:
         raise ValueError(f"train.ema_decay={config.train.ema_decay} must lie in [0, 1)")
+
+
+def _check_steps(config: ml_collections.ConfigDict) -> None:
+    """Which steps of a rollout are stochastic, and which are trained on."""
+    sample, train = config.sample, config.train
+    first, end = 0, train.num_steps  # the trained steps that may come last
+    if size := sample.sde_window_size:
+        first, end = sample.sde_window_range
+        if not (0 <= first and first + size <= end <= sample.num_steps):
+            raise ValueError(
+                f"sample.sde_window_range={tuple(sample.sde_window_range)} must hold the {size} steps of "
+                f"sample.sde_window_size and lie within the {sample.num_steps} of sample.num_steps; for instance "
+                f"(0, {max(size, sample.num_steps // 2)})"
+            )
+        if train.num_steps != size:
+            raise ValueError(
+                f"train.num_steps={train.num_steps} must be the {size} of sample.sde_window_size, whose steps alone are "
+                "stochastic; leave it 0"
+            )
+    elif tuple(sample.sde_window_range) != (0, 0):
+        raise ValueError(
+            f"sample.sde_window_range={tuple(sample.sde_window_range)} has no effect with sample.sde_window_size=0"
+        )
+    if not 0 < train.num_steps <= sample.num_steps:
+        raise ValueError(
+            f"train.num_steps={train.num_steps} must lie between 1 and the {sample.num_steps} steps of a rollout "
+            "(sample.num_steps)"
+        )
+    if sample.sde == "cps" and train.beta > 0 and end == sample.num_steps:
+        raise ValueError(
+            f"train.num_steps={train.num_steps} and sample.sde_window_range={tuple(sample.sde_window_range)} take in the "
+            "last step, where the noise of sample.sde=cps is 0 and its KL infinite; leave it out, or set train.beta=0"
+        )
+
+
+def _check_objective(config: ml_collections.ConfigDict) -> None:
+    train = config.train
+    if train.ratio == "image" and config.advantage.mode != "scalar":
+        raise ValueError(
+            f"train.ratio=image averages the tokens' advantages and would ignore advantage.mode={config.advantage.mode}; "
+            "use train.ratio=gspo_token, or advantage.mode=scalar"
+        )
+    if train.ratio_norm and config.sample.sde != "flow":
+        raise ValueError(
+            f"train.ratio_norm=True needs sample.sde=flow, got {config.sample.sde}: it rescales by the Gaussian's std"
+        )
+    if train.skip_zero_advantages and train.beta > 0:
+        raise ValueError(
+            f"train.skip_zero_advantages=True would drop the KL of images without advantage, and train.beta={train.beta} "
+            "is above 0; set one of them to nothing"
+        )
+    if not 0 <= train.spatial_kl <= 1:
+        raise ValueError(f"train.spatial_kl={train.spatial_kl} must lie between 0 (all tokens alike) and 1")
+    if train.spatial_kl > 0 and train.beta == 0:
+        raise ValueError(f"train.spatial_kl={train.spatial_kl} has no effect with train.beta=0")
 
 
 def _field(config: ml_collections.ConfigDict, path: str):

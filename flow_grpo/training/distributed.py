@@ -10,13 +10,12 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object, parse
 class Distributed:
     """A thin face over accelerate: one process or many, on CPUs or GPUs, the trainer's code is the same.
 
-    accumulation_steps: backward passes per optimizer step. mixed_precision: "no", "fp16" or "bf16".
+    mixed_precision: "no", "fp16" or "bf16".
     """
 
-    def __init__(self, accumulation_steps: int = 1, mixed_precision: str = "no"):
+    def __init__(self, mixed_precision: str = "no"):
         self.accelerator = Accelerator(
             cpu=_stays_on_cpu(),
-            gradient_accumulation_steps=accumulation_steps,
             mixed_precision=mixed_precision,
             # Rollouts call the wrapped model without gradients; broadcasting buffers would make each a collective.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -42,6 +41,11 @@ class Distributed:
     @property
     def is_main(self) -> bool:
         return self.accelerator.is_main_process
+
+    def begin_accumulation(self, num_passes: int) -> None:
+        """The next num_passes backward passes make one optimizer step; the same number in every process."""
+        self.accelerator.gradient_accumulation_steps = num_passes
+        self.accelerator.step = 0  # its count of the passes so far
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Concatenate every process's (B, ...) in order of rank; B must be the same everywhere."""

@@ -47,6 +47,20 @@ def grpo_loss(log_prob, old_log_prob, advantages, clip_range, ratio):
     return loss, {"loss": loss.detach(), **_ratio_metrics(log_ratio.detach(), clip_range)}
 
 
+def ratio_norm(log_prob, old_log_prob, mean_tokens, old_mean_tokens, std):
+    """A log-prob (B, N) whose ratio to the old one has mean 1 and the same spread at every step.
+
+    log_prob, old_log_prob: (B, N), of a Gaussian step. mean_tokens, old_mean_tokens: (B, N, D), its mean under the new
+    and the old policy. std: of the whole step, 0-dim. The log-ratio l becomes std * (l + |mean shift|^2 / (2 std^2)), which
+    is the shift times the noise that was drawn: without the second term it is below 0 on average, and clipping one-sided.
+    For the kind "flow" alone. Wants a clip range of its own (2e-6 there), and the loss divided by the step's |dt|.
+    RatioNorm of GRPO-Guard, arXiv:2510.22319.
+    """
+    squared_shift = (mean_tokens - old_mean_tokens.detach()).square().mean(dim=-1)  # (B, N)
+    bias = squared_shift / (2 * std.square())
+    return old_log_prob.detach() + std * (log_prob - old_log_prob.detach() + bias)
+
+
 def _ratio_metrics(log_ratio, clip_range):
     ratios = log_ratio.exp()  # (B, 1), for "token" (B, N)
     return {

@@ -1,20 +1,39 @@
 """Sample images with the SDE and keep what the update needs: the latents of each trained step and their log-probs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from flow_grpo.training.data import sample_seed
 from flow_grpo.training.policies.base import Policy, PromptEmbeds
 from flow_grpo.training.sde import kl_per_token, log_prob_per_token, sde_step
 
 
 @dataclass(frozen=True)
 class SDE:
-    """How a rollout steps. noise_level 0 is the ODE. kind: "flow" (Flow-GRPO) or "cps"; see `sde_step`."""
+    """How a rollout steps. noise_level 0 is the ODE. kind: "flow" (Flow-GRPO) or "cps"; see `sde_step`.
+
+    window: the steps that are stochastic, the others follow the ODE; None: all are.
+    """
 
     num_steps: int
     noise_level: float
     kind: str = "flow"
+    window: range | None = None
+
+    def noise_level_of(self, step: int) -> float:
+        return self.noise_level if self.window is None or step in self.window else 0.0
+
+
+def draw_window(size: int, within: tuple[int, int], *numbers: int) -> range:
+    """`size` steps in a row, somewhere in range(*within), drawn by these numbers; the same wherever it is drawn.
+
+    Flow-GRPO-Fast's sde_window_size and sde_window_range; MixGRPO, arXiv:2507.21802.
+    """
+    first, end = within
+    start = first + sample_seed(*numbers) % (end - size - first + 1)
+    return range(start, start + size)
 
 
 @dataclass(frozen=True)
@@ -22,15 +41,17 @@ class Trajectories:
     """A batch of rollouts, S of whose T steps are kept for training.
 
     latents, next_latents: (B, S, ...) fp32, before and after each kept step. log_probs: (B, S, N), of the policy that
-    sampled. sigmas: (T + 1,). images: (B, 3, H, W) in [0, 1].
+    sampled. means: (B, S, N, D), of the steps that it took, or None. sigmas: (S + 1,), before and after each kept step.
+    images: (B, 3, H, W) in [0, 1], or None once they are scored.
     """
 
     embeds: PromptEmbeds
     latents: torch.Tensor
     next_latents: torch.Tensor
     log_probs: torch.Tensor
+    means: torch.Tensor | None
     sigmas: torch.Tensor
-    images: torch.Tensor
+    images: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -59,10 +80,12 @@ def rollout(
     sde: SDE,
     num_kept: int,
     start_seeds: list[int] | None = None,
+    keep_means: bool = False,
 ) -> Trajectories:
-    """Sample an image for each prompt and keep the first num_kept steps.
+    """Sample an image for each prompt and keep num_kept steps: the first of its window, or of all without one.
 
     seeds: one a sample, of all its noise. start_seeds: take the initial latents from these seeds instead.
+    keep_means: for the objective that wants them, `ratio_norm`.
     The last step of a rollout is best not kept: it lands on sigma 0, where its noise is small and its density steep.
     """
     embeds = encode_unique(policy, prompts)
@@ -74,22 +97,53 @@ def rollout(
     if start_seeds is not None and start_seeds != seeds:
         # As many draws as above: on CUDA the first draw depends on their number, and must be the same latent.
         sample = sample_noise(start_seeds, num_draws, policy.latent_shape, device)[:, 0]
-    latents, log_probs = [sample], []
+    first = sde.window.start if sde.window else 0
+    latents, log_probs, means = [], [], []
     for step in range(sde.num_steps):
-        velocity = policy.velocity(sample, sigmas[step], embeds)
-        mean, std = sde_step(sample, velocity, sigmas[step], sigmas[step + 1], sde.noise_level, sde.kind)
-        sample = mean + std * noise[:, 1 + step] if sde.noise_level > 0 else mean
-        if step < num_kept:
+        if step == first:
             latents.append(sample)
-            log_probs.append(log_prob_per_token(policy.to_tokens(sample), policy.to_tokens(mean), std, sde.kind))
+        noise_level = sde.noise_level_of(step)
+        velocity = policy.velocity(sample, sigmas[step], embeds)
+        mean, std = sde_step(sample, velocity, sigmas[step], sigmas[step + 1], noise_level, sde.kind)
+        sample = mean + std * noise[:, 1 + step] if noise_level > 0 else mean
+        if first <= step < first + num_kept:
+            latents.append(sample)
+            mean = policy.to_tokens(mean)
+            log_probs.append(log_prob_per_token(policy.to_tokens(sample), mean, std, sde.kind))
+            means += [mean] if keep_means else []
     kept = torch.stack(latents, dim=1)  # (B, S + 1, ...)
     return Trajectories(
         embeds=embeds,
         latents=kept[:, :-1],
         next_latents=kept[:, 1:],
         log_probs=torch.stack(log_probs, dim=1) if log_probs else torch.empty(len(prompts), 0, 0),
-        sigmas=sigmas,
+        means=torch.stack(means, dim=1) if means else None,
+        sigmas=sigmas[first : first + num_kept + 1],
         images=policy.decode(sample),
+    )
+
+
+def pack(trajectories: Sequence[Trajectories], rows: Sequence[int]) -> Trajectories:
+    """Some samples of several batches as one; rows counts through the batches, of equal size, one after the other.
+
+    A whole batch is given as it is, without a copy. The images stay behind: an update has no use for them.
+    """
+    size = len(trajectories[0].latents)
+    if list(rows) == list(range(rows[0], rows[0] + size)) and rows[0] % size == 0:
+        return trajectories[rows[0] // size]
+    parts = [(trajectories[row // size], row % size) for row in rows]
+
+    def take(name):
+        return torch.stack([getattr(batch, name)[row] for batch, row in parts])
+
+    return Trajectories(
+        embeds=PromptEmbeds.cat(batch.embeds[row : row + 1] for batch, row in parts),
+        latents=take("latents"),
+        next_latents=take("next_latents"),
+        log_probs=take("log_probs"),
+        means=None if parts[0][0].means is None else take("means"),
+        sigmas=parts[0][0].sigmas,
+        images=None,
     )
 
 

@@ -1,6 +1,7 @@
 """The GRPO loop: prompts -> trajectories -> scores -> token advantages -> update, tracked and checkpointed."""
 
 import time
+from dataclasses import fields, replace
 from pathlib import Path
 
 import ml_collections
@@ -9,23 +10,17 @@ from tqdm.auto import tqdm
 
 from flow_grpo.rewards import multi_score
 from flow_grpo.training import checkpoint
-from flow_grpo.training.advantages import (
-    faded_alpha,
-    group_advantages,
-    token_advantages,
-    token_weights,
-    weight_metrics,
-)
+from flow_grpo.training.credit import Credit, CreditRule, assign_credit
 from flow_grpo.training.data import GroupSampler, load_prompts
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.ema import ExponentialMovingAverage
 from flow_grpo.training.evaluation import evaluate
 from flow_grpo.training.interrupt import StopRequest
-from flow_grpo.training.objective import grpo_loss
 from flow_grpo.training.policies.load import load_policy
-from flow_grpo.training.rollout import SDE, Trajectories, kl_to_base, replay, rollout
+from flow_grpo.training.rollout import SDE, draw_window, rollout
 from flow_grpo.training.scoring import Scored, concatenate, gather, submit_samples
 from flow_grpo.training.tracking import NullTracker, RunTracker
+from flow_grpo.training.update import Updater, UpdateRule
 
 
 class Trainer:
@@ -34,7 +29,6 @@ class Trainer:
     def __init__(self, config: ml_collections.ConfigDict, geometry, distributed: Distributed):
         self.config, self.geometry, self.distributed = config, geometry, distributed
         self.run_dir = Path(config.run_dir)
-        self.sde = SDE(config.sample.num_steps, config.sample.noise_level, config.sample.sde)
         self.sampler = GroupSampler(
             load_prompts(config.dataset, "train"),
             num_groups=geometry.num_groups,
@@ -62,24 +56,31 @@ class Trainer:
             max_sequence_length=config.max_sequence_length,
             device=distributed.device,
         )
-        self.token_grid = None if config.advantage.mode == "scalar" else self.policy.token_grid
+        uses_maps = config.advantage.mode != "scalar" or config.train.spatial_kl > 0
+        self.token_grid = self.policy.token_grid if uses_maps else None
         self.parameters = [p for p in self.policy.network.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             self.parameters, lr=config.train.learning_rate, weight_decay=config.train.weight_decay
         )
         self.ema = ExponentialMovingAverage(self.parameters, config.train.ema_decay, config.train.ema_every)
         self.policy.forward_module, self.optimizer = distributed.accelerator.prepare(self.policy.network, optimizer)
+        rule = UpdateRule(**{field.name: config.train[field.name] for field in fields(UpdateRule)})
+        self.updater = Updater(self.policy, self.optimizer, self.ema, distributed, rule)
 
     def _try_scorers(self) -> None:
         """Score one grey image, so that what fails at every image, or gives no map to weigh by, fails now."""
         grey = torch.full((1, 3, self.config.resolution, self.config.resolution), 0.5, device=self.distributed.device)
         _, extras = self.score_fn(grey, self.sampler.prompts[:1], [{}])
-        mode = self.config.advantage.mode
-        if not extras["maps"] and mode != "scalar":
-            raise ValueError(
-                f"advantage.mode={mode} needs a reward map, and none of {', '.join(self.config.rewards)} has one; "
-                "set --config.advantage.mode=scalar"
-            )
+        needs = {
+            "advantage.mode": (self.config.advantage.mode, "scalar"),
+            "train.spatial_kl": (self.config.train.spatial_kl, 0.0),
+        }
+        for field, (value, without) in needs.items():
+            if not extras["maps"] and value != without:
+                raise ValueError(
+                    f"{field}={value} needs a reward map, and none of {', '.join(self.config.rewards)} has one; "
+                    f"set --config.{field}={without}"
+                )
 
     def _find_resume_path(self) -> Path | None:
         if self.config.resume_from:
@@ -156,6 +157,7 @@ class Trainer:
     def _train_epoch(self, epoch: int, stop: StopRequest) -> dict[str, float] | None:
         """Roll out, score, update. None where a stop was asked for before the first update: nothing has changed then."""
         started = time.perf_counter()
+        sde, train = self._sde(epoch), self.config.train
         trajectories, pending, seconds = [], [], {"sample": 0.0, "score": 0.0}
         batches = self.sampler.epoch(epoch)
         for batch in tqdm(batches, desc=f"epoch {epoch}: rollout", leave=False, disable=not self.distributed.is_main):
@@ -163,130 +165,46 @@ class Trainer:
                 return None
             begin = time.perf_counter()
             drawn = rollout(
-                self.policy, batch.prompts, batch.seeds, self.sde, self.config.train.num_steps, batch.start_seeds
+                self.policy, batch.prompts, batch.seeds, sde, train.num_steps, batch.start_seeds, train.ratio_norm
             )
             sampled = time.perf_counter()
             # scorers with workers of their own go on while the next batch is sampled
             pending.append(submit_samples(self.score_fn, drawn.images, batch.prompts, batch.group_ids, self.token_grid))
-            trajectories.append(drawn)
+            trajectories.append(replace(drawn, images=None))
             seconds["sample"] += sampled - begin
             seconds["score"] += time.perf_counter() - sampled
         begin = time.perf_counter()
         scored = concatenate([scores() for scores in pending])
         seconds["score"] += time.perf_counter() - begin
         begin = time.perf_counter()
-        advantages, metrics = self._advantages(scored, trajectories[0].sigmas)
+        credit, metrics = self._credit(scored, trajectories[0].sigmas)
         seconds["advantage"] = time.perf_counter() - begin
         begin = time.perf_counter()
-        metrics |= self._update(trajectories, advantages, epoch)
+        metrics |= self.updater.run(
+            trajectories, credit, sde, self.geometry.updates_per_epoch, title=f"epoch {epoch}: update"
+        )
         seconds |= {"update": time.perf_counter() - begin, "epoch": time.perf_counter() - started}
         return metrics | {f"time/{name}_seconds": value for name, value in seconds.items()}
 
-    def _advantages(self, scored: Scored, sigmas: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-        """Token advantages (S, B, N) of this process's samples, (S, B, 1) where no map counts, and what they measure.
+    def _sde(self, epoch: int) -> SDE:
+        """How the epoch's rollouts step; where only a window is stochastic, one for all images, so for all siblings."""
+        sample = self.config.sample
+        size, within = sample.sde_window_size, sample.sde_window_range
+        window = draw_window(size, within, self.config.seed, epoch) if size else None
+        return SDE(sample.num_steps, sample.noise_level, sample.sde, window)
 
-        Computed over the samples of all processes, so that their number changes nothing, then sliced to our own.
-        """
-        settings = self.config.advantage
+    def _credit(self, scored: Scored, sigmas: torch.Tensor) -> tuple[Credit, dict[str, float]]:
+        """The credit of this process's samples, found among those of all."""
         everyone = gather(scored, self.distributed)
-        valid = everyone.valid
-        if not valid.any():
-            raise RuntimeError(f"none of the epoch's {len(valid)} images could be scored; the log has each cause")
-        advantages = group_advantages(
-            everyone.rewards, everyone.group_ids, settings.std, valid
-        )  # (B,) of all processes
-        by_step = [
-            self._spread(advantages, everyone, faded_alpha(settings.alpha, float(sigmas[step]), settings.fade))
-            for step in range(self.config.train.num_steps if settings.fade else 1)
-        ]
+        credit, metrics = assign_credit(
+            everyone,
+            self.config.rewards.to_dict(),
+            CreditRule(**self.config.advantage),
+            sigmas[:-1].tolist(),
+            self.config.train.spatial_kl,
+        )
         own = slice(self.distributed.rank * len(scored.rewards), (self.distributed.rank + 1) * len(scored.rewards))
-        per_step = torch.stack([spread[own] for spread in by_step])  # (S or 1, B, N)
-        metrics = {
-            "rollout/reward_mean": everyone.rewards[valid].mean(),
-            "rollout/reward_std": everyone.rewards[valid].std(correction=0),
-            "rollout/invalid_share": (~valid).float().mean(),
-            "rollout/advantage_abs_mean": advantages.abs().mean(),
-            **{f"rollout/{name}": values[valid].mean() for name, values in everyone.details.items()},
-        }
-        for name, token_map in everyone.maps.items() if settings.mode == "weight" else ():
-            weights, fallback = token_weights(
-                advantages, token_map.values, token_map.kind, settings.alpha, settings.w_max, token_map.valid
-            )
-            metrics |= {f"map/{name}/{key}": value for key, value in weight_metrics(weights, fallback).items()}
-        per_step = per_step.expand(self.config.train.num_steps, -1, -1)
-        return per_step, {name: float(value) for name, value in metrics.items()}
-
-    def _spread(self, advantages: torch.Tensor, everyone: Scored, alpha: float) -> torch.Tensor:
-        """Token advantages (B, N): each reward spreads the image's advantage by its map, averaged by reward weight."""
-        settings, rewards = self.config.advantage, self.config.rewards
-        spread = 0.0
-        for name, weight in rewards.items():
-            token_map = everyone.maps.get(name)
-            share = weight / sum(rewards.values())
-            spread = spread + share * token_advantages(
-                advantages,
-                token_map.values if token_map else None,
-                settings.mode,
-                token_map.kind if token_map else None,
-                alpha=alpha,
-                w_max=settings.w_max,
-                adv_clip_max=settings.clip_max,
-                map_valid=token_map.valid if token_map else None,
-                group_ids=everyone.group_ids,
-            )
-        return spread
-
-    def _update(self, trajectories: list[Trajectories], advantages: torch.Tensor, epoch: int) -> dict[str, float]:
-        """updates_per_epoch optimizer steps over the epoch's trajectories; advantages (S, B, N)."""
-        by_batch = advantages.split(self.geometry.batch_size, dim=1)
-        steps = range(self.config.train.num_steps)
-        work = [(batch, step) for batch in range(len(trajectories)) for step in steps]
-        history = []
-        for batch, step in tqdm(work, desc=f"epoch {epoch}: update", leave=False, disable=not self.distributed.is_main):
-            history.append(self._backward(trajectories[batch], step, by_batch[batch][step]))
-            if len(history) == 1:
-                self._check_first_ratio(history[0]["ratio_deviation_max"])
-        return self._reduce(history)
-
-    def _backward(self, trajectories: Trajectories, step: int, advantages: torch.Tensor) -> dict[str, torch.Tensor]:
-        """One backward pass; where the accumulation is full, also the optimizer's step."""
-        train, accelerator = self.config.train, self.distributed.accelerator
-        with accelerator.accumulate(self.policy.forward_module):
-            density = replay(self.policy, trajectories, step, self.sde)
-            loss, metrics = grpo_loss(
-                density.log_prob, trajectories.log_probs[:, step], advantages, train.clip_range, train.ratio
-            )
-            if train.beta > 0:
-                kl = kl_to_base(self.policy, trajectories, step, self.sde, density, train.exact_kl).mean()
-                metrics["kl"] = kl.detach()
-                loss = loss + train.beta * kl
-            accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                metrics["grad_norm"] = accelerator.clip_grad_norm_(self.parameters, train.max_grad_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
-                self.ema.step()
-        return metrics
-
-    def _check_first_ratio(self, deviation: torch.Tensor) -> None:
-        """Before the first update the policy is the one that sampled; a ratio other than 1 would be a bug's noise."""
-        if not deviation <= self.config.train.clip_range:
-            raise RuntimeError(
-                f"before any update the ratio is {float(deviation):.1e} away from 1, more than "
-                f"clip_range={self.config.train.clip_range}: rollout and update do not compute the same policy; "
-                "use mixed_precision=no, or report it"
-            )
-
-    def _reduce(self, history: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-        """The epoch's update metrics over its passes and all processes: means, and the maximum of what says max."""
-        metrics = {}
-        for name in dict.fromkeys(name for row in history for name in row):
-            values = torch.stack([row[name].detach() for row in history if name in row])
-            every = self.distributed.gather(values)
-            metrics[f"update/{name}"] = float(every.max() if name.endswith("_max") else every.mean())
-        metrics["update/initial_ratio_deviation"] = float(history[0]["ratio_deviation_max"])
-        return metrics
+        return credit[own], metrics
 
     def _evaluate(self, epoch: int) -> None:
         with self.ema.applied():

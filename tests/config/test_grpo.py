@@ -27,7 +27,7 @@ def test_a_named_run_resolves_and_knows_its_name(name):
     config = get_config(name)
     resolved, geometry = resolve(config, num_processes=config.num_gpus)
     assert resolved.name == name and resolved.run_dir == f"runs/{name}"
-    assert geometry.accumulation_steps >= 1
+    assert geometry.batches_per_update >= 1
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -44,7 +44,6 @@ def test_geometry_by_hand():
     assert geometry.num_samples == 48
     assert geometry.batches_per_process == 6  # 48 / (2 * 4)
     assert geometry.batches_per_update == 2
-    assert geometry.accumulation_steps == 8  # 2 batches of 4 trained steps
 
 
 def test_resolving_leaves_the_given_configuration_alone():
@@ -104,6 +103,24 @@ def _value(path):
         ({"sample.guidance_scale": 0.5}, ["sample.guidance_scale=0.5", "1 (no guidance)"]),
         ({"train.ema_decay": 1.0}, ["train.ema_decay=1.0"]),
         ({"group_size": 1}, ["group_size=1", "siblings"]),
+        ({"sample.sde_window_size": 3}, ["sample.sde_window_range=(0, 0)", "3 steps", "(0, 4)"]),
+        ({"sample.sde_window_size": 2, "sample.sde_window_range": (6, 9)}, ["(6, 9)", "the 8 of sample.num_steps"]),
+        (
+            {"sample.sde_window_size": 2, "sample.sde_window_range": (0, 5)},
+            ["train.num_steps=4", "the 2", "leave it 0"],
+        ),
+        ({"sample.sde_window_range": (0, 5)}, ["(0, 5)", "no effect", "sample.sde_window_size=0"]),
+        (
+            {
+                **{"sample.sde_window_size": 2, "sample.sde_window_range": (6, 8), "train.num_steps": 0},
+                **{"sample.sde": "cps", "train.beta": 0.04},
+            },
+            ["(6, 8)", "cps", "train.beta=0"],
+        ),
+        ({"train.ratio_norm": True, "sample.sde": "cps"}, ["train.ratio_norm", "sample.sde=flow", "cps"]),
+        ({"train.skip_zero_advantages": True, "train.beta": 0.04}, ["skip_zero_advantages", "train.beta=0.04"]),
+        ({"train.spatial_kl": 0.5}, ["train.spatial_kl=0.5", "no effect", "train.beta=0"]),
+        ({"train.spatial_kl": 1.5, "train.beta": 0.04}, ["train.spatial_kl=1.5", "between 0"]),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused_by_name(changes, words):
@@ -113,8 +130,14 @@ def test_a_setting_that_cannot_work_is_refused_by_name(changes, words):
 
 def test_the_last_step_is_trained_on_where_its_kl_is_finite():
     every_step = {"train.num_steps": 8, "sample.num_steps": 8}
-    assert resolve(tiny(**every_step), 1)[1].num_train_steps == 8
-    assert resolve(tiny(**every_step, **{"sample.sde": "cps", "train.beta": 0.0}), 1)[1].num_train_steps == 8
+    assert resolve(tiny(**every_step), 1)[0].train.num_steps == 8
+    assert resolve(tiny(**every_step, **{"sample.sde": "cps", "train.beta": 0.0}), 1)[0].train.num_steps == 8
+
+
+def test_the_trained_steps_are_the_windows_or_all_but_the_last():
+    assert resolve(tiny(**{"train.num_steps": 0}), 1)[0].train.num_steps == 7
+    window = {"sample.sde_window_size": 3, "sample.sde_window_range": (0, 5), "train.num_steps": 0}
+    assert resolve(tiny(**window), 1)[0].train.num_steps == 3
 
 
 def test_another_number_of_processes_is_refused_with_both_ways_out():

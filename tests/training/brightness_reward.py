@@ -6,14 +6,19 @@ from flow_grpo.score import Score
 
 
 class Brightness:
-    """The mean grey level of an image. pixel_map: "grey" (each pixel its own), a number (the same everywhere), or None."""
+    """The mean grey level of an image, or 1 where that passes a threshold and 0 where not.
 
-    def __init__(self, pixel_map="grey", kind="reward"):
-        self._pixel_map, self._kind = pixel_map, kind
+    pixel_map: "grey" (each pixel its own), a number (the same everywhere), or None.
+    """
+
+    def __init__(self, pixel_map="grey", kind="reward", threshold=None):
+        self._pixel_map, self._kind, self._threshold = pixel_map, kind, threshold
 
     def __call__(self, images, prompts, metadata=None):
         grey = images.mean(dim=1)  # (B, H, W)
         reward = grey.mean(dim=(1, 2))
+        if self._threshold is not None:
+            reward = (reward > self._threshold).float()
         details = {"contrast": grey.flatten(1).std(dim=1)}
         if self._pixel_map is None:
             return Score(reward, details=details)

@@ -80,7 +80,7 @@ def make_trainer(make_config):
 
     def make(run_dir, **changes):
         config, geometry = resolve(make_config(run_dir, **changes), num_processes=1)
-        return Trainer(config, geometry, Distributed(geometry.accumulation_steps, config.mixed_precision))
+        return Trainer(config, geometry, Distributed(config.mixed_precision))
 
     return make
 

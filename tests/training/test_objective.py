@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flow_grpo.training.advantages import token_advantages
-from flow_grpo.training.objective import RATIOS, grpo_loss
+from flow_grpo.training.objective import RATIOS, grpo_loss, ratio_norm
 
 
 def log_probs(batch=4, num_tokens=9, seed=0, spread=1e-3):
@@ -191,3 +191,41 @@ def test_bad_input_is_refused(change, words):
     }
     with pytest.raises(ValueError, match=words):
         grpo_loss(**(good | change))
+
+
+def test_ratio_norm_is_the_mean_shift_times_the_noise_and_has_no_bias():
+    generator = torch.Generator().manual_seed(0)
+    old_mean = torch.randn(4096, 8, 16, generator=generator, dtype=torch.float64)
+    shift = 0.05 * torch.randn(1, 8, 16, generator=generator, dtype=torch.float64)
+    std = torch.tensor(0.3, dtype=torch.float64)
+    noise = torch.randn(old_mean.shape, generator=generator, dtype=torch.float64)
+    sample = old_mean + std * noise
+
+    def log_prob(mean):
+        return -((sample - mean) ** 2).mean(dim=-1) / (2 * std**2)
+
+    old, new = log_prob(old_mean), log_prob(old_mean + shift)
+    normalised = ratio_norm(new, old, old_mean + shift, old_mean, std) - old
+    torch.testing.assert_close(normalised, (shift * noise).mean(dim=-1))
+    # the plain log-ratio lies shift^2 / (2 std^2) below 0; five standard errors of a mean over 4096 draws
+    assert (new - old).mean() < -0.8 * (shift**2).mean() / (2 * std**2)
+    assert normalised.mean().abs() < 5 * normalised.std() / normalised.numel() ** 0.5
+
+
+def test_ratio_norm_has_the_same_spread_at_every_noise_level():
+    generator = torch.Generator().manual_seed(0)
+    mean, noise = torch.zeros(512, 8, 16), torch.randn(512, 8, 16, generator=generator)
+    spreads = []
+    for std in (0.05, 0.3, 1.2):
+        std = torch.tensor(std)
+        sample = mean + std * noise
+        old = -(sample**2).mean(dim=-1) / (2 * std**2)
+        new = -((sample - 0.01) ** 2).mean(dim=-1) / (2 * std**2)
+        spreads.append((ratio_norm(new, old, mean + 0.01, mean, std) - old).std())
+    # fp32: log-probs of order 1 whose difference is 1e-4 of that
+    torch.testing.assert_close(torch.stack(spreads), spreads[1].expand(3), rtol=1e-2, atol=0)
+
+
+def test_ratio_norm_of_an_unmoved_policy_is_the_old_log_prob():
+    log_prob, mean = torch.randn(3, 5), torch.randn(3, 5, 2)
+    assert torch.equal(ratio_norm(log_prob, log_prob.clone(), mean, mean.clone(), torch.tensor(0.4)), log_prob)

@@ -7,7 +7,16 @@ import torch
 
 from flow_grpo.training.advantages import token_advantages
 from flow_grpo.training.objective import RATIOS, grpo_loss
-from flow_grpo.training.rollout import SDE, encode_unique, kl_to_base, replay, rollout, sample_noise
+from flow_grpo.training.rollout import (
+    SDE,
+    draw_window,
+    encode_unique,
+    kl_to_base,
+    pack,
+    replay,
+    rollout,
+    sample_noise,
+)
 from flow_grpo.training.sde import KINDS, sde_step
 
 NUM_KEPT = 3
@@ -176,11 +185,53 @@ def test_siblings_differ_by_their_noise_alone(drawn):
 def test_without_noise_the_steps_are_eulers(trained, prompts):
     drawn = rollout(trained, prompts, [1, 2], SDE(3, noise_level=0.0), num_kept=0)
     assert drawn.log_probs.numel() == 0
-    sigmas, sample = drawn.sigmas, sample_noise([1, 2], 1, trained.latent_shape, "cpu")[:, 0]
+    sigmas, sample = trained.sigmas(3), sample_noise([1, 2], 1, trained.latent_shape, "cpu")[:, 0]
     with torch.no_grad():
         for sigma, sigma_next in zip(sigmas, sigmas[1:]):
             sample = sample + (sigma_next - sigma) * trained.velocity(sample, sigma, drawn.embeds)
     assert torch.equal(drawn.images, trained.decode(sample))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_outside_its_window_a_rollout_is_the_ode_and_within_it_the_ratio_is_one(trained, prompts, kind):
+    sde = SDE(5, 0.7, kind, window=range(1, 3))
+    drawn = rollout(trained, prompts, [1, 2], sde, num_kept=2)
+    ode = rollout(trained, prompts, [1, 2], SDE(5, 0.0), num_kept=5)
+    assert torch.equal(drawn.sigmas, trained.sigmas(5)[1:4])
+    assert torch.equal(drawn.latents[:, 0], ode.latents[:, 1])  # step 0 had no noise
+    assert not torch.equal(drawn.next_latents[:, 0], ode.latents[:, 2])  # step 1 had
+    with torch.no_grad():
+        for step in range(2):
+            assert torch.equal(replay(trained, drawn, step, sde).log_prob, drawn.log_probs[:, step])
+        sample, sigmas = drawn.next_latents[:, -1], trained.sigmas(5)
+        for step in (3, 4):
+            velocity = trained.velocity(sample, sigmas[step], drawn.embeds)
+            sample = sample + (sigmas[step + 1] - sigmas[step]) * velocity
+    assert torch.equal(trained.decode(sample), drawn.images)
+
+
+def test_a_window_over_every_step_is_the_rollout_without_one(trained, prompts):
+    windowed = rollout(trained, prompts, [1, 2], SDE(4, 0.7, window=range(4)), NUM_KEPT)
+    plain = rollout(trained, prompts, [1, 2], SDE(4, 0.7), NUM_KEPT)
+    assert torch.equal(windowed.images, plain.images) and torch.equal(windowed.log_probs, plain.log_probs)
+
+
+def test_windows_lie_anywhere_in_their_range_and_repeat_by_their_seed():
+    drawn = [draw_window(3, (1, 6), 42, epoch) for epoch in range(200)]
+    assert drawn == [draw_window(3, (1, 6), 42, epoch) for epoch in range(200)]
+    starts = [window.start for window in drawn]
+    assert set(starts) == {1, 2, 3} and all(len(window) == 3 and window.stop <= 6 for window in drawn)
+    assert all(40 < starts.count(start) < 95 for start in (1, 2, 3))  # about 67 each
+
+
+def test_packed_samples_are_the_rows_of_their_batches(trained, prompts):
+    batches = [rollout(trained, prompts, seeds, SDE(3, 0.7), 2, keep_means=True) for seeds in ([1, 2], [3, 4])]
+    packed = pack(batches, [3, 0])
+    for name in ("latents", "next_latents", "log_probs", "means"):
+        first, last = getattr(batches[1], name)[1], getattr(batches[0], name)[0]
+        assert torch.equal(getattr(packed, name), torch.stack([first, last]))
+    assert torch.equal(packed.embeds.tokens, batches[0].embeds.tokens[[1, 0]])
+    assert pack(batches, [2, 3]) is batches[1]
 
 
 def test_each_distinct_prompt_is_encoded_once_and_given_to_all_its_rows(policy, prompts):

@@ -28,9 +28,9 @@ def main(folder: Path, batch_size: int) -> None:
     config.eval_every = 1
     config.num_eval_prompts = 1  # fewer than processes: one of them has none
     config, geometry = resolve(config, config.num_gpus)
-    trainer = Trainer(config, geometry, Distributed(geometry.accumulation_steps, config.mixed_precision))
+    trainer = Trainer(config, geometry, Distributed(config.mixed_precision))
 
-    scored, spread, advantages = [], [], trainer._advantages
+    scored, spread, credit = [], [], trainer._credit
 
     class ListeningScore(MultiScore):
         def submit(self, images, prompts, metadata=None):
@@ -38,12 +38,12 @@ def main(folder: Path, batch_size: int) -> None:
             scored.append((list(prompts), images, details["avg"]))
             return lambda: (details, extras)
 
-    def listening_advantages(*arguments):
-        spread.append(advantages(*arguments))
+    def listening_credit(*arguments):
+        spread.append(credit(*arguments))
         return spread[-1]
 
     trainer.score_fn.__class__ = ListeningScore
-    trainer._advantages = listening_advantages
+    trainer._credit = listening_credit
     initial = [p.detach().clone() for p in trainer.parameters]
     trainer.train()
     in_training = [entry for entry in scored if trainer.eval_prompts[0] not in entry[0]]
@@ -61,7 +61,7 @@ def main(folder: Path, batch_size: int) -> None:
             "prompts": [entry[0] for entry in in_training],
             "images": [entry[1] for entry in in_training],
             "rewards": [entry[2] for entry in in_training],
-            "advantages": spread[0][0],  # (S, B, N)
+            "advantages": spread[0][0].advantages,  # (S, B, N)
             "metrics": spread[0][1],
             "initial": initial,
             "weights": [p.detach().clone() for p in trainer.parameters],

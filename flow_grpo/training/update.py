@@ -1,0 +1,140 @@
+"""An epoch's optimizer steps: every kept step of every trajectory, replayed, weighed by its credit, in full batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm.auto import tqdm
+
+from flow_grpo.training.credit import Credit
+from flow_grpo.training.distributed import Distributed
+from flow_grpo.training.ema import ExponentialMovingAverage
+from flow_grpo.training.objective import grpo_loss, ratio_norm
+from flow_grpo.training.policies.base import Policy
+from flow_grpo.training.rollout import SDE, Trajectories, kl_to_base, pack, replay
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """The loss and how far a step may go; the fields of `config.train`, where they are explained."""
+
+    ratio: str
+    clip_range: float
+    ratio_norm: bool
+    beta: float
+    exact_kl: bool
+    max_grad_norm: float
+    skip_zero_advantages: bool
+
+
+class Updater:
+    """Takes optimizer steps on a policy; `run` is one epoch's worth."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: torch.optim.Optimizer,
+        ema: ExponentialMovingAverage,
+        distributed: Distributed,
+        rule: UpdateRule,
+    ):
+        self.policy, self.optimizer, self.ema = policy, optimizer, ema
+        self.distributed, self.rule = distributed, rule
+        self.parameters = [p for p in policy.network.parameters() if p.requires_grad]
+
+    def run(
+        self, trajectories: Sequence[Trajectories], credit: Credit, sde: SDE, num_updates: int, title: str
+    ) -> dict[str, float]:
+        """num_updates optimizer steps over the trajectories, in order; returns what they measured, over all processes.
+
+        credit: of the trajectories' samples, one after the other.
+        """
+        per_update = len(trajectories) // num_updates
+        num_samples = per_update * len(trajectories[0].latents)
+        history = []
+        bar = tqdm(desc=title, leave=False, disable=not self.distributed.is_main, total=len(trajectories))
+        for update in range(num_updates):
+            drawn = trajectories[update * per_update : (update + 1) * per_update]
+            own = credit[update * num_samples : (update + 1) * num_samples]
+            batches = self._batches(own, num_samples, len(drawn[0].latents))
+            num_steps = credit.advantages.shape[0]
+            self.distributed.begin_accumulation(len(batches) * num_steps)
+            for rows in batches:
+                batch, share = pack(drawn, rows), len(rows) * len(batches) / num_samples
+                earned = own[torch.tensor(rows)]
+                for step in range(num_steps):
+                    history.append(self._backward(batch, earned, step, sde, share))
+                    if len(history) == 1:
+                        self._check_first_ratio(history[0]["ratio_deviation_max"])
+                bar.update(len(drawn) / len(batches))
+        bar.close()
+        return self._reduce(history)
+
+    def _batches(self, credit: Credit, num_samples: int, batch_size: int) -> list[list[int]]:
+        """The samples of an update in batches: all, or those with any advantage; as many batches in every process."""
+        rows = list(range(num_samples))
+        if self.rule.skip_zero_advantages:
+            has_any = (credit.advantages != 0).flatten(2).any(dim=2).any(dim=0)  # (B,)
+            rows = has_any.nonzero()[:, 0].tolist()
+        batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+        num_batches = max(1, *self.distributed.gather_objects(len(batches))) if self.rule.skip_zero_advantages else 0
+        # A process with fewer goes through the motions with a sample whose advantage is 0, and it has dropped at least one.
+        idle = next((row for row in range(num_samples) if row not in set(rows)), 0)
+        return batches + [[idle]] * (num_batches - len(batches))
+
+    def _backward(
+        self, trajectories: Trajectories, credit: Credit, step: int, sde: SDE, share: float
+    ) -> dict[str, torch.Tensor]:
+        """One backward pass; where the accumulation is full, also the optimizer's step.
+
+        share: of this batch in the update, times the number of its batches, by which the accumulation divides.
+        """
+        rule, accelerator = self.rule, self.distributed.accelerator
+        with accelerator.accumulate(self.policy.forward_module):
+            density = replay(self.policy, trajectories, step, sde)
+            log_prob, old_log_prob = density.log_prob, trajectories.log_probs[:, step]
+            if rule.ratio_norm:
+                log_prob = ratio_norm(log_prob, old_log_prob, density.mean, trajectories.means[:, step], density.std)
+            loss, metrics = grpo_loss(log_prob, old_log_prob, credit.advantages[step], rule.clip_range, rule.ratio)
+            if rule.ratio_norm:
+                loss = loss / (trajectories.sigmas[step] - trajectories.sigmas[step + 1])
+            if rule.beta > 0:
+                kl = kl_to_base(self.policy, trajectories, step, sde, density, rule.exact_kl)  # (B, N)
+                metrics |= _kl_metrics(kl.detach(), credit.region)
+                loss = loss + rule.beta * (kl if credit.kl_weights is None else credit.kl_weights * kl).mean()
+            accelerator.backward(loss * share)
+            if accelerator.sync_gradients:
+                metrics["grad_norm"] = accelerator.clip_grad_norm_(self.parameters, rule.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
+                self.ema.step()
+        return metrics
+
+    def _check_first_ratio(self, deviation: torch.Tensor) -> None:
+        """Before the first update the policy is the one that sampled; a ratio other than 1 would be a bug's noise."""
+        if not deviation <= self.rule.clip_range:
+            raise RuntimeError(
+                f"before any update the ratio is {float(deviation):.1e} away from 1, more than "
+                f"clip_range={self.rule.clip_range}: rollout and update do not compute the same policy; "
+                "use mixed_precision=no, or report it"
+            )
+
+    def _reduce(self, history: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+        """The update's metrics over its passes and all processes: means, and the maximum of what says max."""
+        metrics = {}
+        for name in dict.fromkeys(name for row in history for name in row):
+            values = torch.stack([row[name].detach() for row in history if name in row])
+            every = self.distributed.gather(values)
+            metrics[f"update/{name}"] = float(every.max() if name.endswith("_max") else every.mean())
+        metrics["update/initial_ratio_deviation"] = float(history[0]["ratio_deviation_max"])
+        return metrics
+
+
+def _kl_metrics(kl: torch.Tensor, region: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """The mean KL, and where maps say which part of the image was rewarded, its means inside and outside of that."""
+    metrics = {"kl": kl.mean()}
+    if region is not None:
+        metrics["kl_inside"] = (kl * region).sum() / region.sum().clamp_min(1e-6)
+        metrics["kl_outside"] = (kl * (1 - region)).sum() / (1 - region).sum().clamp_min(1e-6)
+    return metrics

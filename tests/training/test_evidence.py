@@ -1,0 +1,58 @@
+"""Where maps say something, and the KL weights that hold the rest to the base model."""
+
+import math
+
+import pytest
+import torch
+
+from flow_grpo.training.evidence import background_weights, evidence_metrics, map_evidence, rewarded_region
+
+MAPS = torch.tensor([[0.5, 0.9, 0.1, 0.5], [0.5, 0.5, 0.5, 0.5]])
+
+
+def test_evidence_of_a_reward_map_is_its_distance_from_neutral():
+    torch.testing.assert_close(map_evidence(MAPS, "reward"), torch.tensor([[0, 0.4, 0.4, 0], [0, 0, 0, 0]]))
+
+
+def test_evidence_of_an_importance_map_is_the_map():
+    assert torch.equal(map_evidence(MAPS, "importance"), MAPS)
+
+
+def test_a_map_that_cannot_be_used_has_no_evidence():
+    maps = torch.cat([MAPS, torch.tensor([[math.nan, 1, 1, 1]])])
+    evidence = map_evidence(maps, "importance", torch.tensor([True, False, True]))
+    assert torch.equal(evidence, torch.stack([MAPS[0], torch.zeros(4), torch.zeros(4)]))
+
+
+def test_the_region_is_a_share_of_the_largest_evidence():
+    region = rewarded_region(torch.tensor([[0, 0.1, 0.4, 0.2], [0, 0, 0, 0]]))
+    torch.testing.assert_close(region, torch.tensor([[0, 0.25, 1, 0.5], [0, 0, 0, 0]]))
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
+def test_background_weights_have_mean_one_and_fall_with_the_region(strength):
+    region = torch.rand(5, 64, generator=torch.Generator().manual_seed(0))
+    weights = background_weights(region, strength)
+    torch.testing.assert_close(weights.mean(dim=1), torch.ones(5))
+    assert (weights >= 0).all()
+    order = region.argsort(dim=1)
+    assert (weights.gather(1, order).diff(dim=1) <= 0).all()
+
+
+@pytest.mark.parametrize("level", [0.0, 0.4, 1.0])
+def test_a_region_that_is_the_same_everywhere_weighs_all_tokens_alike(level):
+    weights = background_weights(torch.full((2, 64), level), 1.0)
+    torch.testing.assert_close(weights, torch.ones(2, 64))
+
+
+def test_full_strength_leaves_the_heart_of_the_region_free():
+    weights = background_weights(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), 1.0)
+    torch.testing.assert_close(weights, torch.tensor([[0, 4 / 3, 4 / 3, 4 / 3]]))
+
+
+def test_metrics_by_hand():
+    even, one = torch.full((1, 4), 0.2), torch.tensor([[0, 0, 0.3, 0]])
+    assert evidence_metrics(even) == {"coverage": 1, "entropy": pytest.approx(1)}
+    assert evidence_metrics(one) == {"coverage": 0.25, "entropy": pytest.approx(0)}
+    assert evidence_metrics(torch.zeros(1, 4)) == {"coverage": 0, "entropy": pytest.approx(1)}
+    assert evidence_metrics(torch.cat([even, one])) == {"coverage": 0.625, "entropy": pytest.approx(0.5)}
