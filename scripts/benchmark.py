@@ -1,6 +1,7 @@
 """What things cost, each as a ratio to a reference in the same run.
 
 python scripts/benchmark.py step     # one epoch with reward maps against the same epoch without
+python scripts/benchmark.py ocr      # reading text: each engine, serial and pooled, against Flow-GRPO's loop
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import benchmark_ocr
 from tqdm.auto import tqdm
 
 from flow_grpo.training.tracking import read_metrics
@@ -66,9 +68,11 @@ def main() -> None:
     step.add_argument("--repeats", type=int, default=3, help="pairs of runs")
     step.add_argument("--epochs", type=int, default=2, help="measured epochs a run")
     step.set_defaults(run=benchmark_step)
-    for command in (step,):
+    step.add_argument("overrides", nargs="*", help="fields of the configuration, after a --")
+    ocr = commands.add_parser("ocr", help="images a second of the OCR engines")
+    benchmark_ocr.add_arguments(ocr)
+    for command in (step, ocr):
         command.add_argument("--json", type=Path, help="also write the figures here")
-        command.add_argument("overrides", nargs="*", help="fields of the configuration, after a --")
     args = parser.parse_args()
     figures = args.run(args)
     if args.json:
