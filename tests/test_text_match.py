@@ -2,7 +2,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flow_grpo.text_match import batch_targets, edit_distance, normalise, prompt_targets, quoted_targets, similarity
+from flow_grpo.text_match import (
+    batch_targets,
+    edit_distance,
+    edit_operations,
+    normalise,
+    prompt_targets,
+    quoted_targets,
+    similarity,
+)
 
 WORDS = st.text(alphabet="abcXY 12", max_size=12)
 
@@ -24,6 +32,17 @@ WORDS = st.text(alphabet="abcXY 12", max_size=12)
         ("Bob's 'old' sign says \"HUT\"", ["HUT"]),
         ("a sign that says \"DON'T 'PANIC'\"", ["DON'T 'PANIC'"]),
         ("a sign that says 'n 2'", ["n 2"]),
+        ("ein Schild „Guten Tag“ und „Hallo”", ["Guten Tag", "Hallo"]),
+        ("un panneau « Bonjour »", ["Bonjour"]),
+        ("招牌「你好」和『世界』", ["你好", "世界"]),
+        ("a note 「the『inner』one」", ["the『inner』one"]),
+        (r'a sign that says "say \"hi\" now"', ['say "hi" now']),
+        (r"a sign that says \"HUT\", escaped as a whole", ["HUT"]),
+        (r"\"ONE\" and \"TWO\"", ["ONE", "TWO"]),
+        ('a path "C:\\" on a screen', ["C:\\"]),
+        ("„dogs' bowl“ and 'no target'", ["dogs' bowl"]),
+        ('"OPEN 😀" on a door', ["OPEN 😀"]),
+        ('"שלום עולם" on a wall', ["שלום עולם"]),
     ],
 )
 def test_quoted_spans_are_the_targets(prompt, targets):
@@ -41,15 +60,41 @@ def test_quoted_spans_are_the_targets(prompt, targets):
         "a sign “",
         'an inch is 1"',
         "it’s the dogs’ bowl",
+        "„ never closed",
+        "« neither",
     ],
 )
 def test_apostrophes_and_lone_quotes_are_not_targets(prompt):
     assert quoted_targets(prompt) == []
 
 
-@given(st.text(st.characters(exclude_characters='"“”', exclude_categories=["Cs"]), max_size=30))
-def test_what_stands_between_double_quotes_comes_back(text):
-    assert quoted_targets(f'a sign that says "{text}" on a hill') == ([text.strip()] if text.strip() else [])
+QUOTES = ['""', "“”", "„“", "„”", "«»", "「」", "『』"]
+QUOTED_TEXT = st.text(st.characters(exclude_characters='"\\“”„«»「」『』', exclude_categories=["Cs"]), max_size=30)
+
+
+@given(QUOTED_TEXT, st.sampled_from(QUOTES))
+def test_what_stands_between_double_quotes_comes_back(text, quotes):
+    opening, closing = quotes
+    prompt = f"A storefront at dusk, its sign displaying {opening}{text}{closing} in the owner's bold letters"
+    assert quoted_targets(prompt) == ([text.strip()] if text.strip() else [])
+
+
+@given(st.lists(st.tuples(QUOTED_TEXT.filter(str.strip), st.sampled_from(QUOTES)), min_size=1, max_size=20))
+def test_every_target_comes_back_in_its_place(quoted):
+    prompt = "a wall with " + ", ".join(f"{opening}{text}{closing}" for text, (opening, closing) in quoted)
+    assert quoted_targets(prompt) == [text.strip() for text, _ in quoted]
+
+
+@given(st.text(st.characters(exclude_characters="\\“”„«»「」『』", exclude_categories=["Cs"]), min_size=1, max_size=30))
+def test_escaped_quotes_inside_a_target_come_back_as_quotes(text):
+    escaped = text.replace('"', '\\"')
+    assert quoted_targets(f'a sign that says "{escaped}" on a hill') == ([text.strip()] if text.strip() else [])
+
+
+def test_many_quotes_that_match_nothing_take_no_time():
+    # one pass over each: backtracking without bound would not end here
+    assert quoted_targets("„" * 20_000) == quoted_targets("\\" * 20_000 + '"') == []
+    assert len(quoted_targets('"a" ' * 20_000)) == 20_000
 
 
 @pytest.mark.parametrize("prompt", ["a red circle", 'a sign that says ""', 'a sign that says "  "'])
@@ -71,6 +116,13 @@ def test_wrong_metadata_targets_are_refused(targets):
         prompt_targets('says "HUT"', {"targets": targets})
 
 
+def test_target_that_normalisation_leaves_empty_is_refused():
+    with pytest.raises(ValueError, match=r"'\\u200b' of the prompt .* is empty once normalised \('unicode'\)"):
+        prompt_targets('says "\u200b" and "HUT"', normalisation="unicode")
+    with pytest.raises(ValueError, match="empty once normalised"):
+        prompt_targets("says HUT", {"targets": ["\u200b"]}, "unicode")
+
+
 def test_batch_takes_metadata_per_prompt():
     prompts = ['says "A"', 'says "B"']
     assert batch_targets(prompts, None) == [["A"], ["B"]]
@@ -79,6 +131,32 @@ def test_batch_takes_metadata_per_prompt():
 
 def test_normalised_text_is_lower_case_without_spaces():
     assert normalise(" Spring Collection 2024") == "springcollection2024"
+
+
+@given(st.text(max_size=20))
+def test_default_normalisation_is_flow_grpos(text):
+    assert normalise(text) == text.replace(" ", "").lower()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Don’t  STOP\n", "don'tstop"),
+        ("“Quoted” – «so»", '"quoted"-"so"'),
+        ("ＦＵＬＬ　ｗｉｄｔｈ ①", "fullwidth1"),
+        ("ﬁne Straße", "finestrasse"),
+        ("e\u0301te\u0301", "été"),
+        ("a\u200bb\ufeffc\u200f", "abc"),
+        ("5″ and 6′", "5\"and6'"),
+    ],
+)
+def test_unicode_normalisation_makes_alike_what_looks_alike(text, expected):
+    assert normalise(text, "unicode") == expected
+
+
+def test_unknown_normalisation_is_refused():
+    with pytest.raises(ValueError, match='unknown normalisation \'upper\'; choose "flow_grpo" or "unicode"'):
+        normalise("HUT", "upper")
 
 
 @pytest.mark.parametrize(
@@ -98,3 +176,16 @@ def test_similarity_is_symmetric_bounded_and_one_only_for_equal_texts(a, b):
     assert 0 <= similarity(a, b) <= 1
     assert similarity(a, b) == similarity(b, a)
     assert (similarity(a, b) == 1) == (a == b)
+
+
+@given(WORDS, WORDS, WORDS)
+def test_edit_distance_is_a_metric(a, b, c):
+    assert edit_distance(a, c) <= edit_distance(a, b) + edit_distance(b, c)
+    assert edit_distance(a, b) == len(edit_operations(a, b))
+
+
+def test_edit_operations_say_where():
+    assert edit_operations("hat", "hut") == [("replace", 1, 1)]
+    assert edit_operations("hxut", "hut") == [("delete", 1, 1)]
+    assert edit_operations("ht", "hut") == [("insert", 1, 1)]
+    assert edit_operations("hu", "hut") == [("insert", 2, 2)]
