@@ -1,14 +1,15 @@
 """`ocr`: how much of the asked text an image shows, by Flow-GRPO's formula; no map."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flow_grpo.ocr_engine import OcrEngine, TextLine, make_engine, read_images
+from flow_grpo.ocr_engine import OcrEngine, TextLine
+from flow_grpo.ocr_reader import make_reader
 from flow_grpo.score import Score, check_images
-from flow_grpo.text_match import batch_targets, edit_distance, normalise
+from flow_grpo.text_match import Normalisation, batch_targets, edit_distance, normalise
 
 
 def text_accuracy(text: str, target: str) -> float:
@@ -24,31 +25,55 @@ class OcrScorer:
     """Flow-GRPO's OCR reward.
 
     All lines of an image with a confidence above 0 are joined, in the engine's order, and compared with the target.
+    engine: "rapidocr", "paddleocr", or an OcrEngine. engine_options: of an engine given by its name. num_workers: processes
+        that read, each with an engine of its own; 0 reads in this one.
+    normalisation: what a comparison leaves out, "flow_grpo" or "unicode" (see text_match.normalise).
     details: "exact", the share of targets that are the image's whole text.
     Where we differ: several targets give the mean of their accuracies (Flow-GRPO, whose prompts have one each, reads the
-    first), and an engine that fails raises (there it becomes a reward of 0).
+    first), and an image that could not be read is not valid (there it gets a reward of 0); its reward is then the mean of
+    the others.
     """
 
-    def __init__(self, engine: str | OcrEngine = "rapidocr"):
-        self._engine = make_engine(engine)
+    def __init__(
+        self,
+        engine: str | OcrEngine = "rapidocr",
+        normalisation: Normalisation = "flow_grpo",
+        num_workers: int = 0,
+        engine_options: Mapping[str, Any] | None = None,
+    ):
+        normalise("", normalisation)  # refuses an unknown one now
+        self._reader = make_reader(engine, num_workers, **(engine_options or {}))
+        self._normalisation = normalisation
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
     ) -> Score:
         """Score images (B, 3, H, W), float in [0, 1]. Raises ValueError for bad input or a prompt without a target."""
+        return self.submit(images, prompts, metadata)()
+
+    def submit(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
+    ) -> Callable[[], Score]:
+        """Begin to score; the function returned waits for the score. Bad input raises here, before any reading."""
         check_images(images, prompts, metadata)
-        # before any OCR: a bad prompt must not cost a batch of reading
-        targets = [[normalise(target) for target in wanted] for wanted in batch_targets(prompts, metadata)]
-        texts = [_joined(lines) for lines in read_images(self._engine, images)]
+        targets = [
+            [normalise(target, self._normalisation) for target in wanted]
+            for wanted in batch_targets(prompts, metadata, self._normalisation)
+        ]
+        read, device = self._reader.submit(images), images.device
+        return lambda: self._score(read(), targets, device)
+
+    def _score(
+        self, read: Sequence[Sequence[TextLine] | None], targets: Sequence[Sequence[str]], device: torch.device
+    ) -> Score:
+        valid = torch.tensor([lines is not None for lines in read])
         accuracy, exact = [], []
-        for text, wanted in zip(texts, targets, strict=True):
+        for lines, wanted in zip(read, targets, strict=True):
+            text = normalise("".join(line.text for line in lines or [] if line.confidence > 0), self._normalisation)
             accuracy.append(sum(text_accuracy(text, target) for target in wanted) / len(wanted))
             exact.append(sum(text == target for target in wanted) / len(wanted))
-        return Score(
-            reward=torch.tensor(accuracy, dtype=torch.float32, device=images.device),
-            details={"exact": torch.tensor(exact, dtype=torch.float32, device=images.device)},
+        reward, exact = (
+            torch.where(valid, values, values[valid].mean()).to(device)
+            for values in torch.tensor([accuracy, exact], dtype=torch.float32)
         )
-
-
-def _joined(lines: Sequence[TextLine]) -> str:
-    return normalise("".join(line.text for line in lines if line.confidence > 0))
+        return Score(reward=reward, valid=valid.to(device), details={"exact": exact})

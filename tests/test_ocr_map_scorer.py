@@ -1,12 +1,13 @@
+import logging
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFont
 
-from flow_grpo.ocr_engine import TextLine
-from flow_grpo.ocr_map_scorer import OcrMapScorer, blend_boxes, fill_quad, match_lines, text_area
-from flow_grpo.reward_map import gaussian_blur, pool_to_tokens
+from flow_grpo.ocr_engine import Character, TextLine
+from flow_grpo.ocr_map_scorer import OcrMapScorer
+from flow_grpo.reward_map import pool_to_tokens
 
 PROMPT = 'a sign that says "HUT"'
 NEUTRAL = 0.5
@@ -21,142 +22,9 @@ def engine_reading(*lines):
     return lambda image: list(lines)
 
 
-BOXES = st.lists(
-    st.tuples(st.integers(-9, 30), st.integers(-9, 30), st.integers(1, 20), st.integers(1, 20), st.floats(0, 1)),
-    max_size=5,
-)
-
-
-def quads_and_rewards(boxes):
-    quads = [box(left, top, left + width, top + height) for left, top, width, height, _ in boxes]
-    return quads, torch.tensor([reward for *_, reward in boxes])
-
-
-def test_box_reward_is_confidence_times_similarity():
-    match = match_lines([TextLine(box(0, 0, 9, 9), "HAT", 0.9)], ["HUT"])
-    assert match.box_rewards.tolist() == pytest.approx([0.6])
-    assert match.reward == pytest.approx(0.6)
-    assert match.similarity == pytest.approx(2 / 3) and match.confidence == pytest.approx(0.9) and match.exact == 0
-
-
-def test_image_reward_is_the_best_line_and_every_line_keeps_its_own():
-    lines = [
-        TextLine(box(0, 0, 9, 9), text, confidence) for text, confidence in [("HAT", 0.9), ("h ut", 0.8), ("X", 1.0)]
-    ]
-    match = match_lines(lines, ["HUT"])
-    assert match.box_rewards.tolist() == pytest.approx([0.6, 0.8, 0.0])
-    assert (match.reward, match.similarity, match.exact) == (pytest.approx(0.8), 1.0, 1.0)
-
-
-def test_each_line_is_rewarded_by_its_best_target_and_the_image_by_the_mean():
-    lines = [TextLine(box(0, 0, 9, 9), "ONE", 1.0), TextLine(box(0, 9, 9, 18), "TWOX", 1.0)]
-    match = match_lines(lines, ["TWO", "ONE"])
-    assert match.box_rewards.tolist() == pytest.approx([1.0, 0.75])
-    assert match.reward == pytest.approx((1 + 0.75) / 2) and match.exact == 0.5
-
-
-def test_no_line_is_no_reward():
-    match = match_lines([], ["HUT"])
-    assert len(match.box_rewards) == 0
-    assert (match.reward, match.similarity, match.confidence, match.exact) == (0, 0, 0, 0)
-
-
-@given(st.lists(st.tuples(st.text("HUTAX ", max_size=5), st.floats(0, 1)), min_size=1, max_size=5), st.randoms())
-def test_order_of_lines_does_not_change_the_reward(read, random):
-    lines = [TextLine(box(0, 0, 9, 9), text, confidence) for text, confidence in read]
-    order = random.sample(range(len(lines)), len(lines))
-    match, shuffled = match_lines(lines, ["HUT"]), match_lines([lines[i] for i in order], ["HUT"])
-    assert shuffled.reward == match.reward
-    assert torch.equal(shuffled.box_rewards, match.box_rewards[order])
-
-
-def test_filled_box_covers_exactly_its_pixels():
-    filled = fill_quad(box(2, 3, 7, 5), slice(0, 8), slice(0, 10))
-    expected = torch.zeros(8, 10)
-    expected[3:5, 2:7] = 1
-    assert torch.equal(filled, expected)
-
-
-def test_rotated_quad_is_filled_exactly_in_either_direction():
-    diamond = np.array([[8, 0.5], [15.5, 8], [8, 15.5], [0.5, 8]], dtype=np.float32)  # no pixel's centre on an edge
-    filled = fill_quad(diamond, slice(0, 16), slice(0, 16))
-    centre = torch.arange(16) + 0.5
-    assert torch.equal(filled.bool(), (centre[:, None] - 8).abs() + (centre[None] - 8).abs() < 7.5)
-    assert torch.equal(fill_quad(diamond[::-1], slice(0, 16), slice(0, 16)), filled)
-
-
-def test_window_of_a_quad_is_a_cut_of_the_whole():
-    quad = np.array([[3, 2], [14, 6], [12, 13], [1, 9]], dtype=np.float32)
-    whole = fill_quad(quad, slice(0, 16), slice(0, 16))
-    assert torch.equal(fill_quad(quad, slice(4, 9), slice(5, 16)), whole[4:9, 5:16])
-
-
-def test_text_area_counts_overlapping_pixels_once():
-    assert text_area([box(0, 0, 8, 4), box(0, 0, 8, 4), box(4, 0, 12, 4)], (8, 16)) == pytest.approx(12 * 4 / (8 * 16))
-    assert text_area([], (8, 16)) == 0
-    assert text_area([box(-8, -8, 40, 40)], (8, 16)) == 1
-
-
-def test_map_of_one_box_is_the_formula_on_the_whole_image():
-    quad, sigma = np.array([[10, 12], [30, 18], [28, 26], [8, 20]], dtype=np.float32), 0.125
-    height = np.hypot(2, 8)  # of this quad's side edges
-    mask = gaussian_blur(fill_quad(quad, slice(0, 40), slice(0, 40))[None], sigma * height)[0]
-    blended = blend_boxes([quad], torch.tensor([0.9]), (40, 40), NEUTRAL, sigma)
-    torch.testing.assert_close(blended, NEUTRAL + mask * (0.9 - NEUTRAL))
-
-
-def test_box_keeps_its_reward_in_the_middle_and_the_background_far_away():
-    blended = blend_boxes([box(8, 8, 40, 24)], torch.tensor([0.2]), (64, 64), NEUTRAL, 0.125)
-    assert blended[16, 24].item() == pytest.approx(0.2, abs=1e-3)  # the mask's tails: erf of 4 / sqrt(2)
-    assert NEUTRAL > blended[8, 24] > 0.2 and NEUTRAL > blended[7, 24] > 0.2
-    assert (blended[32:] == NEUTRAL).all() and (blended[:, 48:] == NEUTRAL).all()
-
-
-def test_without_sigma_the_edge_is_hard():
-    blended = blend_boxes([box(8, 8, 40, 24)], torch.tensor([1.0]), (64, 64), NEUTRAL, 0.0)
-    assert blended[8, 8] == 1 and blended[7, 8] == NEUTRAL and blended.unique().numel() == 2
-
-
-def test_text_at_the_border_does_not_fade_there():
-    blended = blend_boxes([box(0, 0, 32, 16)], torch.tensor([1.0]), (64, 64), NEUTRAL, 0.125)
-    assert blended[0, 0].item() == pytest.approx(1.0, abs=1e-3)
-
-
-def test_same_box_twice_changes_nothing():
-    once = blend_boxes([box(8, 8, 40, 24)], torch.tensor([0.8]), (64, 64), NEUTRAL, 0.125)
-    twice = blend_boxes([box(8, 8, 40, 24)] * 2, torch.tensor([0.8, 0.8]), (64, 64), NEUTRAL, 0.125)
-    torch.testing.assert_close(twice, once)
-
-
-def test_overlapping_boxes_meet_in_between():
-    blended = blend_boxes([box(0, 16, 40, 32), box(24, 16, 64, 32)], torch.tensor([0.2, 1.0]), (64, 64), NEUTRAL, 0.125)
-    assert blended[24, 32].item() == pytest.approx(0.6, abs=1e-3)
-    assert blended[24, 8].item() == pytest.approx(0.2, abs=1e-3)
-    assert blended[24, 56].item() == pytest.approx(1.0, abs=1e-3)
-
-
-def test_box_outside_the_image_leaves_the_background():
-    blended = blend_boxes(
-        [box(70, 70, 90, 80), box(-30, 0, -20, 9)], torch.tensor([1.0, 1.0]), (64, 64), NEUTRAL, 0.125
-    )
-    assert (blended == NEUTRAL).all()
-
-
-@given(BOXES, st.floats(0, 1), st.floats(0, 0.5))
-@settings(max_examples=60, deadline=None)
-def test_map_never_leaves_the_range_of_its_rewards_and_background(boxes, reward_bg, mask_sigma):
-    quads, rewards = quads_and_rewards(boxes)
-    blended = blend_boxes(quads, rewards, (32, 32), reward_bg, mask_sigma)
-    involved = torch.cat([rewards, torch.tensor([reward_bg])])
-    assert blended.min() >= involved.min() and blended.max() <= involved.max()
-
-
-@given(BOXES, st.randoms())
-@settings(max_examples=40, deadline=None)
-def test_order_of_boxes_does_not_change_the_map(boxes, random):
-    shuffled = random.sample(boxes, len(boxes))
-    maps = [blend_boxes(*quads_and_rewards(some), (32, 32), NEUTRAL, 0.125) for some in (boxes, shuffled)]
-    torch.testing.assert_close(*maps, rtol=0, atol=1e-5)  # fp32 sums in another order
+def score_of(*lines, prompt=PROMPT, size=(32, 64), **options):
+    """The score of an image in which these lines are read."""
+    return OcrMapScorer(engine_reading(*lines), **options)(torch.rand(1, 3, *size), [prompt])
 
 
 def test_right_text_is_praised_and_wrong_text_blamed_where_it_stands(rapidocr_engine, draw_text):
@@ -186,11 +54,134 @@ def test_pixels_of_the_text_reach_its_tokens(rapidocr_engine, draw_text):
     [torch.zeros(3, 64, 64), torch.ones(3, 64, 64), torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))],
     ids=["black", "blank", "noise"],
 )
-def test_image_without_text_has_no_reward_and_a_neutral_valid_map(rapidocr_engine, image):
+def test_image_without_text_has_no_reward_and_a_constant_map_below_all_others(rapidocr_engine, image):
     score = OcrMapScorer(rapidocr_engine)(image[None], [PROMPT])
     assert score.reward.tolist() == [0] and score.map_valid.tolist() == [True]
-    assert (score.reward_map == NEUTRAL).all()
+    assert (score.reward_map == 0).all()
+    assert score.details.pop("missing").tolist() == [1]
     assert all(values.tolist() == [0] for values in score.details.values())
+    score = OcrMapScorer(rapidocr_engine, missing_penalty=0.0)(image[None], [PROMPT])
+    assert (score.reward_map == NEUTRAL).all()
+
+
+# a similarity of 1/4, 1/2 and 1
+@pytest.mark.parametrize(
+    ("garbled", "half_right", "right"), [("XOWT", "ROXT", "ROOF"), ("BEL", "BEKL", "BAKE"), ("SEEN", "SNUB", "SNOW")]
+)
+@pytest.mark.parametrize("font_size", [16, 24])
+def test_drawn_text_is_worth_more_the_righter_it_is(rapidocr_engine, draw_text, garbled, half_right, right, font_size):
+    images = [torch.ones(3, 96, 96)] + [
+        draw_text(t, font_size=font_size, size=96) for t in (garbled, half_right, right)
+    ]
+    score = OcrMapScorer(rapidocr_engine)(torch.stack(images), [f'a sign that says "{right}"'] * 4)
+    assert score.details["num_lines"].tolist() == [0, 1, 1, 1]
+    assert (score.reward.diff() > 0).all(), score.reward
+    assert (score.reward_map.mean(dim=(1, 2)).diff() > 0).all(), score.reward_map.mean(dim=(1, 2))
+
+
+@pytest.mark.parametrize(
+    "area", [(2, 2, 10, 6), (8, 8, 56, 24), (-9, -9, 90, 40)], ids=["small", "large", "whole image"]
+)
+@pytest.mark.parametrize("confidence", [0.6, 0.9, 1.0])
+def test_map_and_reward_agree_on_the_order_of_text(area, confidence):
+    """None, then text of 1 to 10 right letters of ten: however large the box is, it goes up with every letter."""
+    target = "ABCDEFGHIJ"
+    prompt = f'says "{target}"'
+    scores = [score_of(prompt=prompt)]
+    scores += [
+        score_of(TextLine(box(*area), target[:right] + "x" * (10 - right), confidence), prompt=prompt)
+        for right in range(1, 11)
+    ]
+    assert (torch.cat([score.reward for score in scores]).diff() > 0).all()
+    assert (torch.stack([score.reward_map.double().mean() for score in scores]).diff() > 0).all()
+
+
+def test_missing_targets_lower_the_background_by_their_share():
+    line, prompt = TextLine(box(8, 8, 24, 16), "ONE", 1.0), 'says "ONE" and "SIX"'
+    for penalty in (0.0, 0.5, 1.0):
+        score = score_of(line, prompt=prompt, missing_penalty=penalty)
+        assert score.reward_map[0, 28, 60].item() == pytest.approx(NEUTRAL * (1 - penalty / 2))
+        assert score.reward_map[0, 12, 16].item() == pytest.approx(1, abs=1e-3) and score.reward.item() == 0.5
+    assert score.details["missing"].tolist() == [0.5]
+
+
+def test_garbled_text_is_blamed_at_its_place_and_not_in_the_background():
+    score = score_of(TextLine(box(8, 8, 24, 16), "QXT", 0.9))
+    assert score.details["missing"].tolist() == [0] and score.reward_map[0, 28, 60] == NEUTRAL
+    assert score.reward_map[0, 12, 16].item() == pytest.approx(0.3, abs=1e-3)
+
+
+def test_extra_text_is_not_seen_or_lies_below_the_background():
+    right, extra = TextLine(box(4, 4, 28, 12), "HUT", 1.0), TextLine(box(4, 18, 28, 26), "SPAM", 1.0)
+    score = score_of(right, extra)
+    assert torch.equal(score.reward_map, score_of(right).reward_map) and score.details["num_lines"].item() == 2
+    for penalty in (0.4, 1.0):
+        penalised = score_of(right, extra, extra_penalty=penalty)
+        assert penalised.reward_map[0, 22, 16].item() == pytest.approx(NEUTRAL * (1 - penalty), abs=1e-3)
+        assert penalised.reward_map[0, 8, 16].item() == pytest.approx(1, abs=1e-3)
+        assert penalised.reward.item() == 1
+
+
+def test_target_in_two_lines_is_right_in_both(rapidocr_engine, draw_text):
+    image = torch.minimum(draw_text("SPRING", (64, 40), size=128), draw_text("2024", (64, 90), size=128))
+    score = OcrMapScorer(rapidocr_engine)(image[None], ['a poster displaying "Spring 2024" in black'])
+    assert score.details["exact"].tolist() == [1] and score.reward.item() > 0.9
+    assert score.reward_map[0, 40, 64] > 0.9 and score.reward_map[0, 90, 64] > 0.9
+
+
+def characters_of(text, confidences):
+    borders = np.linspace(0, 1, len(text) + 1).tolist()
+    return tuple(map(Character, text, confidences, borders, borders[1:]))
+
+
+def test_characters_are_rewarded_each_at_its_place():
+    line = TextLine(box(2, 4, 62, 28), "HAT", 0.9, characters_of("HAT", [1.0, 0.9, 0.8]))
+    score = score_of(line, per_character=True, mask_sigma=0.0)
+    whole = score_of(line, mask_sigma=0.0)
+    # scaled by 0.6 to the mean of (1, 0, 0.8)
+    assert score.reward_map[0, 16, [12, 32, 52]].tolist() == pytest.approx([1.0, 0.0, 0.8])
+    assert score.reward_map.mean().item() == pytest.approx(whole.reward_map.mean().item(), abs=1e-3)
+    assert torch.equal(score.reward, whole.reward)
+
+
+def test_engine_without_characters_is_refused_when_they_are_asked_for():
+    with pytest.raises(ValueError, match="'HUT' came without; take engine=\"rapidocr\""):
+        score_of(TextLine(box(2, 4, 62, 28), "HUT", 0.9), per_character=True)
+
+
+def test_engine_options_reach_an_engine_by_its_name():
+    with pytest.raises(ValueError, match="'rapidocr' has no option weights"):
+        OcrMapScorer("rapidocr", engine_options={"weights": "here"})
+    with pytest.raises(ValueError, match="no confidence of a character"):
+        OcrMapScorer("paddleocr", per_character=True)
+
+
+def drawn_word(word, broken=None, font_size=36, size=128):
+    """A word in the middle of an image and the column of its `broken` letter, whose lower half is left out."""
+    font = ImageFont.load_default(font_size)
+    image = Image.new("L", (size, size), 255)
+    left = (size - font.getlength(word)) / 2
+    ImageDraw.Draw(image).text((left, size / 2), word, fill=0, font=font, anchor="lm")
+    levels = torch.from_numpy(np.array(image)).float() / 255
+    if broken is None:
+        return levels.expand(3, size, size), None
+    start, end = (left + font.getlength(word[:i]) for i in (broken, broken + 1))
+    levels[size // 2 :, round(start) : round(end)] = 1.0
+    return levels.expand(3, size, size), int((start + end) / 2)
+
+
+def test_real_engine_blames_another_letter_at_its_place():
+    scorer, words = OcrMapScorer("rapidocr", per_character=True), ["HOMER", "SALAD", "RIVER"]
+    wrong = ["HOTER", "SAXAD", "RIVUR"]
+    images = torch.stack([drawn_word(text)[0] for text in wrong])
+    score = scorer(images, [f'says "{word}"' for word in words])
+    assert score.reward.tolist() == pytest.approx([0.8] * 3, abs=0.05)
+    for word, text, reward_map in zip(words, wrong, score.reward_map):
+        place = next(i for i in range(5) if word[i] != text[i])
+        _, column = drawn_word(text, broken=place)
+        # across the letters' middle, away from the box's soft ends
+        row = reward_map[64, 24:104]
+        assert abs(row.argmin().item() + 24 - column) < 8 and row.min() < 0.3 and row.max() > 0.9
 
 
 def test_batch_is_scored_like_its_images_alone(rapidocr_engine, draw_text):
@@ -226,15 +217,80 @@ def test_bad_images_are_refused(rapidocr_engine):
         OcrMapScorer(rapidocr_engine)(torch.full((1, 3, 8, 8), 255.0), [PROMPT])
 
 
-def test_engine_that_fails_raises_and_gives_no_low_reward():
+def test_image_that_cannot_be_read_is_not_valid_and_takes_the_mean_of_the_others(caplog):
     def engine(image):
-        raise RuntimeError("session lost")
+        if image.max() == 0:
+            raise OSError("bad crop")
+        return [TextLine(box(2, 2, 12, 8), "HUT" if image.min() == 255 else "HAT", 0.9)]
 
-    with pytest.raises(RuntimeError, match="session lost"):
-        OcrMapScorer(engine)(torch.rand(1, 3, 8, 8), [PROMPT])
+    images = torch.stack([torch.full((3, 16, 16), level) for level in (1.0, 0.0, 0.6)])
+    with caplog.at_level(logging.WARNING):
+        score = OcrMapScorer(engine)(images, [PROMPT] * 3)
+    assert "bad crop" in caplog.text
+    assert score.valid.tolist() == score.map_valid.tolist() == [True, False, True]
+    assert score.reward.tolist() == pytest.approx([0.9, 0.75, 0.6])
+    assert score.details["similarity"].tolist() == pytest.approx([1, 5 / 6, 2 / 3])
 
 
-@pytest.mark.parametrize("option", [{"reward_bg": 1.5}, {"reward_bg": float("nan")}, {"mask_sigma": -1}])
+def test_engine_that_reads_no_image_raises_and_gives_no_low_reward():
+    def engine(image):
+        raise OSError("session lost")
+
+    with pytest.raises(RuntimeError, match="none of 2 images") as error:
+        OcrMapScorer(engine)(torch.rand(2, 3, 8, 8), [PROMPT] * 2)
+    assert "session lost" in str(error.value.__cause__)
+
+
+def test_submitted_images_are_scored_when_asked_for(rapidocr_engine, draw_text):
+    scorer = OcrMapScorer(rapidocr_engine)
+    images = torch.stack([draw_text("HUT"), draw_text("CAP")])
+    expected, finish = scorer(images, [PROMPT] * 2), scorer.submit(images, [PROMPT] * 2)
+    images.zero_()  # the caller's again
+    score = finish()
+    assert torch.equal(score.reward, expected.reward) and torch.equal(score.reward_map, expected.reward_map)
+
+
+def test_worker_processes_score_like_this_one(rapidocr_engine, draw_text):
+    images, prompts = torch.stack([draw_text(word) for word in ("HUT", "HAT", "CAP")]), [PROMPT] * 3
+    serial = OcrMapScorer("rapidocr", per_character=True)(images, prompts)
+    pooled = OcrMapScorer("rapidocr", per_character=True, num_workers=1)(images, prompts)
+    assert torch.equal(pooled.reward, serial.reward) and torch.equal(pooled.reward_map, serial.reward_map)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"reward_bg": 1.5},
+        {"reward_bg": float("nan")},
+        {"mask_sigma": -1},
+        {"missing_penalty": 1.5},
+        {"extra_penalty": -0.1},
+        {"normalisation": "upper"},
+        {"num_workers": -1},
+    ],
+)
 def test_options_out_of_range_are_refused(option):
     with pytest.raises(ValueError, match=next(iter(option))):
         OcrMapScorer(engine_reading(), **option)
+
+
+def test_normalisation_is_passed_on():
+    line = TextLine(box(2, 2, 30, 12), "DON'T", 1.0)
+    prompt = 'a sign that says "Don’t"'
+    assert score_of(line, prompt=prompt).details["exact"].item() == 0
+    assert score_of(line, prompt=prompt, normalisation="unicode").details["exact"].item() == 1
+    with pytest.raises(ValueError, match="empty once normalised"):
+        score_of(line, prompt='says "\u200b"', normalisation="unicode")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 4096), (4096, 1024)])
+def test_images_of_any_size_are_scored(size):
+    score = score_of(TextLine(box(0, 0, 0.9 * size[1], 0.9 * size[0]), "HUT", 0.9), size=size)
+    assert score.reward_map.shape == (1, *size) and score.reward_map[0, 0, 0].item() == pytest.approx(0.9, abs=0.02)
+
+
+def test_twenty_targets_are_scored():
+    words = [f"WORD{chr(65 + i)}" for i in range(20)]
+    lines = [TextLine(box(2, 10 * i, 60, 10 * i + 8), word, 1.0) for i, word in enumerate(words)]
+    prompt = "a wall with " + ", ".join(f'"{word}"' for word in reversed(words))
+    assert score_of(*lines, prompt=prompt, size=(256, 64)).reward.item() == 1

@@ -67,12 +67,46 @@ def test_drawn_text_is_scored_by_the_real_engine(rapidocr_engine, draw_text):
     assert score.details["exact"].tolist() == [1, 0, 0]
 
 
-def test_engine_that_fails_raises_and_gives_no_low_reward():
+def test_image_that_cannot_be_read_is_not_valid_and_takes_the_mean_of_the_others():
     def engine(image):
-        raise RuntimeError("session lost")
+        if image.max() == 0:
+            raise OSError("bad crop")
+        return [TextLine(QUAD, "bighut" if image.min() == 255 else "bighat", 0.9)]
 
-    with pytest.raises(RuntimeError, match="session lost"):
+    images = torch.stack([torch.full((3, 8, 8), level) for level in (1.0, 0.0, 0.6)])
+    score = OcrScorer(engine)(images, [PROMPT] * 3)
+    assert score.valid.tolist() == [True, False, True] and not score.map_valid.any()
+    assert score.reward.tolist() == pytest.approx([1, 11 / 12, 5 / 6])
+    assert score.details["exact"].tolist() == pytest.approx([1, 0.5, 0])
+
+
+def test_engine_that_reads_no_image_raises_and_gives_no_low_reward():
+    def engine(image):
+        raise OSError("session lost")
+
+    with pytest.raises(RuntimeError, match="none of 1 images"):
         OcrScorer(engine)(torch.rand(1, 3, 8, 8), [PROMPT])
+
+
+def test_submitted_images_are_scored_when_asked_for(rapidocr_engine, draw_text):
+    images = draw_text("HUT")[None]
+    finish = OcrScorer(rapidocr_engine).submit(images, ['a sign that says "HUT"'])
+    images.zero_()  # the caller's again
+    assert finish().reward.tolist() == [1]
+
+
+def test_engine_options_reach_an_engine_by_its_name():
+    with pytest.raises(ValueError, match="'rapidocr' has no option weights"):
+        OcrScorer("rapidocr", engine_options={"weights": "here"})
+
+
+def test_normalisation_is_an_option():
+    images, prompts = torch.rand(1, 3, 8, 8), ['says "Don’t"']
+    read = [TextLine(QUAD, "DON'T", 0.9)]
+    assert OcrScorer(lambda image: read)(images, prompts).reward.item() == pytest.approx(4 / 5)
+    assert OcrScorer(lambda image: read, normalisation="unicode")(images, prompts).reward.item() == 1
+    with pytest.raises(ValueError, match="normalisation"):
+        OcrScorer(lambda image: read, normalisation="upper")
 
 
 def test_bad_input_is_refused():
