@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flow_grpo.clip_model import ClipModel
+from flow_grpo.clip_model import ClipModel, check_divisor, finite_rewards
 from flow_grpo.clip_trace import Request, Trace
 from flow_grpo.reward_map import normalise
 from flow_grpo.score import Score, check_images
@@ -30,8 +30,7 @@ class ClipMapScorer(ABC):
     request: Request
 
     def __init__(self, clip: ClipModel, logit_divisor: float):
-        if not logit_divisor > 0:
-            raise ValueError(f"logit_divisor must be positive, got {logit_divisor}; 30 is Flow-GRPO's, 1 gives logits")
+        check_divisor(logit_divisor)
         clip.tower.check(self.request)
         self.clip = clip
         self._logit_divisor = logit_divisor
@@ -53,7 +52,8 @@ class ClipMapScorer(ABC):
         fallback = ~(high - low > MIN_CONTRAST)  # (B,)
         inside = torch.where(fallback[:, None, None], UNIFORM, inside)
         reward_map = inside.mean(dim=(1, 2))[:, None, None].repeat(1, *trace.size)  # (B, H, W)
-        reward_map[:, *trace.window] = inside
+        rows, cols = trace.window
+        reward_map[:, rows, cols] = inside
         rewards, valid = finite_rewards(trace.logits / self._logit_divisor)
         details = {"truncated": trace.truncated.float(), "fallback": fallback.float()}
         return Score(
@@ -96,14 +96,3 @@ def spread(relevance: Tensor, trace: Trace) -> Tensor:
 def without_gaps(values: Tensor) -> Tensor:
     """Maps (B, ., .) with those that hold NaN or Inf anywhere set to zero."""
     return torch.where(values.isfinite().all(dim=2).all(dim=1)[:, None, None], values, 0)
-
-
-def finite_rewards(rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """Rewards (B,) with the mean of the finite ones in the place of the others, and valid (B,).
-
-    Raises RuntimeError where none is finite.
-    """
-    valid = rewards.isfinite()
-    if not valid.any():
-        raise RuntimeError("no image of the batch has a finite CLIP score; load the model in bfloat16 or float32")
-    return torch.where(valid, rewards, rewards[valid].mean()), valid

@@ -1,5 +1,6 @@
 """A CLIP model as our scorers use it: loaded once per process, prompts embedded once, one pass for several maps."""
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -175,6 +176,22 @@ def load_clip(
             _LOADED[key] = loaded = ClipModel(_load_parts(model, torch.device(device), key[2]))
             return loaded
         return _LOADED[key]
+
+
+def check_divisor(logit_divisor: float) -> None:
+    if not 0 < logit_divisor < math.inf:
+        raise ValueError(f"logit_divisor must be positive, got {logit_divisor}; 30 is Flow-GRPO's, 1 gives logits")
+
+
+def finite_rewards(rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """Rewards (B,) with the mean of the finite ones in the place of the others, and valid (B,).
+
+    Raises RuntimeError where none is finite.
+    """
+    valid = rewards.isfinite()
+    if not valid.any():
+        raise RuntimeError("no image of the batch has a finite CLIP score; load the model in bfloat16 or float32")
+    return torch.where(valid, rewards, rewards[valid].mean()), valid
 
 
 _LOADING = threading.Lock()

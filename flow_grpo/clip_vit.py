@@ -92,7 +92,7 @@ class VitTower:
     def _run_block(self, index, block, hidden, request, record, shares):
         normed = block.norm1(hidden)
         if index in request.features:
-            normed = record.features[index] = _watched(normed)
+            normed = record.features[index] = watched(normed)
         is_last = index == self.num_blocks - 1
         queried = normed[:, :1] if is_last else normed  # all that is read of the last block is its class token
         query, key, value = (
@@ -104,7 +104,7 @@ class VitTower:
         if is_last or index in request.attention or index in request.mean_attention:
             attention = _attention(query, key)  # (B, heads, Q, T) fp32
             if index in request.attention:
-                attention = record.attention[index] = _watched(attention)
+                attention = record.attention[index] = watched(attention)
             if index in request.mean_attention:
                 record.mean_attention[index] = attention.detach().mean(dim=1)
             mixed = attention.to(value.dtype) @ value
@@ -175,6 +175,7 @@ def _attention(query: Tensor, key: Tensor) -> Tensor:
     return ((query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)).float().softmax(dim=3)
 
 
-def _watched(tensor: Tensor) -> Tensor:
-    """The tensor itself, as a leaf where the graph begins with it."""
-    return tensor if tensor.requires_grad else tensor.requires_grad_()
+def watched(tensor: Tensor) -> Tensor:
+    """The tensor as a part of the graph, which begins here where nothing before it is differentiated."""
+    # a view, not the leaf: what hooks the inputs of modules, such as FlopCounterMode, cannot stand leaves in autograd.grad
+    return tensor if tensor.requires_grad else tensor.requires_grad_().view_as(tensor)

@@ -11,7 +11,11 @@ from flow_grpo.score import Score, Scorer
 
 # A name stands for "package.module:factory", imported when asked for: a scorer's dependencies are needed by its users only.
 _SCORERS = {
+    "clipscore": "flow_grpo.clip_scorer:ClipScorer",
+    "clip_gradient": "flow_grpo.clip_gradient_scorer:ClipGradientScorer",
     "clip_gradcam": "flow_grpo.clip_gradcam_scorer:ClipGradcamScorer",
+    "clip_attention": "flow_grpo.clip_attention_scorer:ClipAttentionScorer",
+    "clip_decomposition": "flow_grpo.clip_decomposition_scorer:ClipDecompositionScorer",
     "ocr": "flow_grpo.ocr_scorer:OcrScorer",
     "ocr_map": "flow_grpo.ocr_map_scorer:OcrMapScorer",
 }

@@ -1,0 +1,36 @@
+"""`clip_decomposition`: what each patch adds to the score, through the attention of every block."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flow_grpo.clip_map_scorer import ClipMapScorer, spread
+from flow_grpo.clip_model import DEFAULT_MODEL, LOGIT_DIVISOR, load_clip
+from flow_grpo.clip_trace import Request, Trace
+
+
+class ClipDecompositionScorer(ClipMapScorer):
+    """Direct logit attribution: the score as a sum over blocks, tokens, MLPs and biases, of which the patches' terms are the map.
+
+    Exact, without a gradient, and linear in the text. ViT only. A term may be negative, and all of them share what every
+    prompt has in common, so that zero means nothing: the map is stretched from the lowest patch to the highest.
+    Gandelsman et al., arXiv:2310.05916. For the terms themselves see Contributions in clip_trace.
+    For model, tokenizer, device and dtype see load_clip; for the rest, and what the Score holds, ClipMapScorer.
+    """
+
+    request = Request(contributions=True)
+
+    def __init__(
+        self,
+        model: Any = DEFAULT_MODEL,
+        tokenizer: Any = None,
+        device: str = "cpu",
+        dtype: str | torch.dtype | None = None,
+        logit_divisor: float = LOGIT_DIVISOR,
+    ):
+        super().__init__(load_clip(model, tokenizer, device, dtype), logit_divisor)
+
+    def window_map(self, trace: Trace) -> Tensor:
+        patches = trace.contributions.tokens.sum(dim=1)[:, 1:]  # (B, N)
+        return spread(patches.unflatten(1, trace.grid), trace)

@@ -1,0 +1,51 @@
+"""`clip_gradient`: the score's gradient by the pixels; a diagnostic baseline."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flow_grpo.clip_map_scorer import ClipMapScorer, without_gaps
+from flow_grpo.clip_model import DEFAULT_MODEL, LOGIT_DIVISOR, load_clip
+from flow_grpo.clip_trace import Request, Trace
+from flow_grpo.reward_map import gaussian_blur, normalise
+
+
+class ClipGradientScorer(ClipMapScorer):
+    """1 - normalise(|gradient|): high where a small change of the pixel would not change the score.
+
+    The magnitude is over the three channels, at the input's own resolution, through the preprocessing. Where the score came
+    from is thus 1 - map; as a reward map it favours the pixels that the score does not hang on (Simonyan et al.,
+    arXiv:1312.6034, for the gradient itself).
+    quantiles: (0, 1) is min-max, (0.01, 0.99) leaves outliers out. blur_sigma: of a Gaussian over the magnitude, in pixels; 0
+    is none. A ViT's gradient shows its patch grid, which about a quarter of a patch hides.
+    For model, tokenizer, device and dtype see load_clip; for the rest, and what the Score holds, ClipMapScorer.
+    """
+
+    request = Request(pixels=True)
+
+    def __init__(
+        self,
+        model: Any = DEFAULT_MODEL,
+        tokenizer: Any = None,
+        device: str = "cpu",
+        dtype: str | torch.dtype | None = None,
+        logit_divisor: float = LOGIT_DIVISOR,
+        quantiles: tuple[float, float] = (0.0, 1.0),
+        blur_sigma: float = 0.0,
+    ):
+        low, high = quantiles
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"quantiles must satisfy 0 <= low < high <= 1, got {quantiles}; (0, 1) is min-max")
+        if not 0 <= blur_sigma < math.inf:
+            raise ValueError(f"blur_sigma must be 0 (none) or more pixels, got {blur_sigma}")
+        super().__init__(load_clip(model, tokenizer, device, dtype), logit_divisor)
+        self._quantiles = (low, high)
+        self._blur_sigma = blur_sigma
+
+    def window_map(self, trace: Trace) -> Tensor:
+        rows, cols = trace.window
+        magnitude = trace.pixels.gradient.norm(dim=1)[:, rows, cols]  # (B, h, w)
+        blurred = gaussian_blur(without_gaps(magnitude), self._blur_sigma)
+        return 1 - normalise(blurred, self._quantiles)

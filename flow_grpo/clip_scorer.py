@@ -1,0 +1,44 @@
+"""`clipscore`: how well an image fits its prompt, by CLIP; no map."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flow_grpo.clip_model import DEFAULT_MODEL, LOGIT_DIVISOR, check_divisor, finite_rewards, load_clip
+from flow_grpo.score import Score, check_images
+
+
+class ClipScorer:
+    """CLIP's logit over logit_divisor: the cosine of image and prompt times the model's logit scale, divided.
+
+    Hessel et al., arXiv:2104.08718, without its clamp at 0; Flow-GRPO divides by 30, which is the default.
+    For model, tokenizer, device and dtype see load_clip. An image whose score is NaN or Inf is not valid.
+    details: "truncated", 1 where the prompt was longer than the model reads.
+    """
+
+    def __init__(
+        self,
+        model: Any = DEFAULT_MODEL,
+        tokenizer: Any = None,
+        device: str = "cpu",
+        dtype: str | torch.dtype | None = None,
+        logit_divisor: float = LOGIT_DIVISOR,
+    ):
+        check_divisor(logit_divisor)
+        self.clip = load_clip(model, tokenizer, device, dtype)
+        self._logit_divisor = logit_divisor
+
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
+    ) -> Score:
+        """Score images (B, 3, H, W), float in [0, 1]. Raises ValueError for bad input."""
+        check_images(images, prompts, metadata)
+        trace = self.clip.trace(images, prompts)
+        rewards, valid = finite_rewards(trace.logits / self._logit_divisor)
+        return Score(
+            reward=rewards.to(images.device),
+            details={"truncated": trace.truncated.float().to(images.device)},
+            valid=valid.to(images.device),
+        )
