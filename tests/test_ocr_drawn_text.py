@@ -118,6 +118,15 @@ def test_engines_agree(readings):
         assert np.abs(rapid.quad - paddle.quad).max() <= 2
 
 
+def test_text_that_runs_down_starts_at_its_top(engines, name):
+    upright, _ = draw(192, None, 30, 0, ["Open Late"])
+    (line,) = engines[name](np.rot90(upright, k=-1))  # clockwise
+    assert line.text == "Open Late"
+    start_above, end_above, end_below, start_below = line.quad
+    assert start_above[0] > start_below[0] and end_above[0] > end_below[0]  # the letters' tops lie on the right
+    assert start_above[1] < end_above[1] and start_below[1] < end_below[1]
+
+
 @pytest.mark.parametrize("shape", [(64, 64), (1, 1), (1, 512), (512, 1), (20, 4096)], ids=str)
 @pytest.mark.parametrize("grey", [0, 255])
 def test_image_without_text_gives_no_line(engines, name, shape, grey):
