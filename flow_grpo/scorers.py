@@ -3,6 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -26,8 +27,8 @@ RewardFn = Callable[[Tensor, Sequence[str], Sequence[Mapping[str, Any]] | None],
 def make_scorer(name: str, device: str = "cpu", **options: Any) -> Scorer:
     """Build a scorer, its model loaded.
 
-    name: a registered one, or "package.module:factory". device: where its model runs, for factories that take one.
-    options: the factory's keyword arguments.
+    name: a registered one, "package.module:factory", or "remote:URL" of a reward server. device: where its model runs, for
+    factories that take one. options: the factory's keyword arguments.
     Raises ValueError for an unknown name (listing the known ones) or option (naming the scorer), ImportError where an extra
     is missing (naming its install line).
     """
@@ -69,11 +70,13 @@ def score_extras(score: Score) -> dict[str, Any]:
 
 
 def _factory(name: str) -> Callable[..., Scorer]:
+    if name.startswith("remote:"):
+        return partial(_factory("flow_grpo.remote_scorer:RemoteScorer"), name.removeprefix("remote:"))
     path = _SCORERS.get(name, name)
     module_name, _, factory_name = path.partition(":")
     if not module_name or not factory_name:
         known = ", ".join(sorted(_SCORERS))
-        raise ValueError(f'unknown scorer {name!r}; known: {known}, or give "package.module:factory"')
+        raise ValueError(f'unknown scorer {name!r}; known: {known}, or give "package.module:factory" or "remote:URL"')
     module = importlib.import_module(module_name)
     if not hasattr(module, factory_name):
         raise ValueError(f"scorer {name!r}: module {module_name} has no {factory_name}")
