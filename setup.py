@@ -3,11 +3,17 @@ from pathlib import Path
 from setuptools import find_namespace_packages, setup
 
 OCR = [
-    "rapidocr>=3.10",  # carries the PP-OCRv6-small weights that the engine reads
+    "rapidocr>=3.10",  # carries the PP-OCRv6-small weights that both engines read
     "onnxruntime>=1.20",
-    # RapidOCR and PaddleOCR each bring an OpenCV of their own, into the same cv2; PaddleOCR's accepts no other version.
+    # Each engine brings OpenCV under a name of its own, into the same cv2; PaddleOCR 3 accepts no other version.
     "opencv-python-headless==4.10.0.84",
     "python-Levenshtein>=0.25",
+    "scipy>=1.11",
+]
+PADDLEOCR = [
+    *OCR,
+    "paddleocr>=2.10,!=3.0.*,!=3.1.*,!=3.2.*,!=3.3.*,!=3.4.*,!=3.5.*,!=3.6.*",  # 3.0 to 3.6 know no PP-OCRv6
+    "opencv-contrib-python==4.10.0.84",
 ]
 TRAIN = [
     "accelerate>=1.1",
@@ -21,7 +27,16 @@ TRAIN = [
     "sentencepiece>=0.2",
     "protobuf>=4.25",
 ]
-DEV = ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.8", "matplotlib>=3.8"]
+DEV = [
+    "paddleocr>=3.7",
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "hypothesis>=6.100",
+    "torchcam>=0.4",  # what our CLIP maps are held against
+    "captum>=0.8",
+    "ruff>=0.8",
+    "matplotlib>=3.8",
+]
 
 setup(
     # The package is flow_grpo; the distribution is not, since pip would replace a fork of that name by it.
@@ -38,9 +53,10 @@ setup(
     extras_require={
         "clip": ["transformers>=4.56"],
         "ocr": OCR,
+        "paddleocr": PADDLEOCR,
         "train": TRAIN,
         "demo": ["matplotlib>=3.8"],
-        "dev": OCR + TRAIN + DEV,
+        "dev": PADDLEOCR + TRAIN + DEV,
     },
     classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
 )
