@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from torch import Tensor
 
 from flow_grpo.paddle_ocr import load_paddleocr
-from flow_grpo.score import to_uint8
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,11 +222,6 @@ def make_engine(engine: str | OcrEngine, **options) -> OcrEngine:
     if unknown:
         raise ValueError(f"{engine!r} has no option {', '.join(unknown)}; known: {', '.join(known)}")
     return _ENGINES[engine](**options)
-
-
-def read_images(engine: OcrEngine, images: Tensor) -> list[list[TextLine]]:
-    """The lines of each image of a batch (B, 3, H, W), float in [0, 1], on any device, in order."""
-    return [engine(image) for image in to_uint8(images)]
 
 
 def _weight_file(path: Path) -> str:

@@ -294,3 +294,8 @@ def test_engine_of_the_script_itself_is_refused(tmp_path):
         "    print(error)\n",
     )
     assert "define it in a module that can be imported" in script.communicate()[0]
+
+
+def test_workers_do_without_torch():
+    code = "import sys, flow_grpo.ocr_process as p; p.make_engine('rapidocr'); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
