@@ -119,10 +119,12 @@ class RemoteScorer:
             # a server that refuses early stops reading: its answer says why
             with suppress(BrokenPipeError, ConnectionResetError):
                 connection.request("POST", self._path, request, self._headers)
-            response = connection.getresponse()
-            if response.status == 200:
-                return _read(response, self._max_bytes, deadline)
-            reason = _reason(_read(response, MAX_REASON_BYTES, deadline, cut=True))
+            with connection.getresponse() as response:
+                if response.status == 200:
+                    if response.length is None and not response.chunked:  # nothing would show that it was cut short
+                        raise http.client.HTTPException("the answer has no Content-Length")
+                    return _read(response, self._max_bytes, deadline)
+                reason = _reason(_read(response, MAX_REASON_BYTES, deadline, cut=True))
         if response.status >= 500 or response.status in RETRIED:
             raise _Unavailable(f"HTTP {response.status}: {reason}", _seconds(response.headers.get("Retry-After")))
         raise ValueError(f"{self._url} refused the batch: {reason} (HTTP {response.status})")

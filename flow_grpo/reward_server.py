@@ -159,6 +159,12 @@ class RewardHandler(BaseHTTPRequestHandler):
             *(status or "done", time.monotonic() - started),
         )
 
+    def parse_request(self) -> bool:
+        # False after an empty line alone: everything else that it refuses comes by send_error
+        if not super().parse_request() or not self.request_version.startswith("HTTP/1."):
+            raise Refusal(400, "the request must begin with METHOD PATH HTTP/1.1")
+        return True
+
     def do_GET(self):
         self._check_route()
         self._answer(200, _json({"status": "ok"}))

@@ -44,12 +44,12 @@ def bearer_token(variable: str | None = None) -> str | None:
 def encode_batch(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None) -> bytes:
     """A batch as a request. images: (B, H, W, 3) uint8 RGB, as `to_uint8` gives them.
 
-    metadata: None, or mappings that JSON can hold; a tuple arrives as a list.
+    metadata: None or empty, or mappings that JSON can hold; a tuple arrives as a list.
     Raises ValueError for what has no JSON or no UTF-8.
     """
     try:
         texts = {"prompts": json.dumps(list(prompts), ensure_ascii=False)}
-        if metadata is not None:
+        if metadata:
             texts["metadata"] = json.dumps([dict(entry) for entry in metadata], ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"prompts and metadata must be JSON to be scored elsewhere: {error}") from error
@@ -60,7 +60,7 @@ def decode_batch(message: bytearray, max_batch: int) -> tuple[Tensor, list[str],
     """Images (B, 3, H, W) uint8, prompts and metadata of a request. Raises ValueError for anything else."""
     arrays, texts = unpack(message)
     _expect("arrays", arrays, {"images"})
-    _expect("texts", texts, {"prompts"}, {"metadata"})
+    _expect(_TEXTS, texts, {"prompts"}, {"metadata"})
     images = arrays["images"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ValueError(f"images must be U8 (B, H, W, 3), got {_TYPE_NAMES[images.dtype]} {images.shape}")
@@ -87,7 +87,7 @@ def decode_score(message: bytearray, batch_size: int) -> Score:
     arrays, texts = unpack(message)
     details = {name for name in arrays if name.startswith("details/")}
     _expect("arrays", arrays, {"reward", "valid", "map_valid"}, {"reward_map"} | details)
-    _expect("texts", texts, set(), {"map_kind"})
+    _expect(_TEXTS, texts, set(), {"map_kind"})
     if len(arrays["reward"]) != batch_size:
         raise ValueError(f"reward must be ({batch_size},), got {arrays['reward'].shape}")
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -128,7 +128,7 @@ def unpack(message: bytearray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     header, start = _read_header(message)
     texts = header.pop(_TEXTS, {})
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-        raise ValueError(f"{_TEXTS} must map names to texts, got {reprlib.repr(texts)}")
+        raise ValueError(f"{_TEXTS} must map names to texts, got {_show(texts)}")
     arrays, data = {}, memoryview(message)[start:]
     layouts = [(name, *_layout(name, entry, len(data))) for name, entry in header.items()]
     filled = 0
@@ -153,17 +153,17 @@ def _read_header(message: bytearray) -> tuple[dict[str, Any], int]:
         raise ValueError(f"the header may take {MAX_HEADER_BYTES} bytes, got {length}; send smaller batches")
     header = _parse(message[8 : 8 + length], "the header")
     if not isinstance(header, dict):
-        raise ValueError(f"the header must be an object, got {reprlib.repr(header)}")
+        raise ValueError(f"the header must be an object, got {_show(header)}")
     return header, 8 + length
 
 
 def _layout(name: str, entry: Any, num_bytes: int) -> tuple[np.dtype, list[int], int, int]:
     """An array's dtype, shape, and first and last byte, as its entry in the header has them."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"array {name[:80]!r} needs dtype, shape and data_offsets, got {reprlib.repr(entry)}")
+        raise ValueError(f"array {name[:80]!r} needs dtype, shape and data_offsets, got {_show(entry)}")
     type_name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(type_name, str) or type_name not in _DTYPES:
-        raise ValueError(f"array {name[:80]!r} must be one of {', '.join(_DTYPES)}, got {reprlib.repr(type_name)}")
+        raise ValueError(f"array {name[:80]!r} must be one of {', '.join(_DTYPES)}, got {_show(type_name)}")
     if not _are_counts(shape, 1, num_bytes) or not 1 <= len(shape) <= MAX_DIMENSIONS:
         raise ValueError(f"array {name[:80]!r} must have 1 to {MAX_DIMENSIONS} sizes of 1 or more, got {_show(shape)}")
     if not _are_counts(offsets, 0, num_bytes) or len(offsets) != 2:
@@ -184,7 +184,7 @@ def _parse(text: str | bytearray, what: str) -> Any:
         value = json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_unique)
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what} must be plain JSON in UTF-8: {reprlib.repr(str(error))}") from None
+        raise ValueError(f"{what} must be plain JSON in UTF-8: {str(error)[:200]}") from None
     return value
 
 
@@ -198,7 +198,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _list_of(kind: type, what: str, text: str, length: int) -> list[Any]:
     values = _parse(text, what)
     if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
-        raise ValueError(f"{what} must be a list of {kind.__name__}, got {reprlib.repr(values)}")
+        raise ValueError(f"{what} must be a list of {kind.__name__}, got {_show(values)}")
     if len(values) != length:
         raise ValueError(f"{what} must be one per image, got {len(values)} for {length} images")
     return values
@@ -206,8 +206,8 @@ def _list_of(kind: type, what: str, text: str, length: int) -> list[Any]:
 
 def _expect(what: str, got: Mapping[str, Any], required: set[str], optional: set[str] = frozenset()) -> None:
     if not required <= got.keys() <= required | optional:
-        raise ValueError(f"{what} must be {sorted(required | optional)}, got {_show(sorted(got))}")
+        raise ValueError(f"{what} may have {sorted(required | optional)}, got {_show(sorted(got))}")
 
 
 def _show(value: Any) -> str:
-    return reprlib.repr(value)
+    return reprlib.repr(value)  # cut short: it may be megabytes

@@ -1,0 +1,267 @@
+"""A remote scorer gives what it gives at home, tries again what may pass, and says why where it cannot."""
+
+import logging
+import socket
+import threading
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from config.grpo import get_config
+from config.validation import resolve
+from flow_grpo import remote_scorer
+from flow_grpo.remote_scorer import RemoteScorer
+from flow_grpo.reward_wire import encode_score
+from flow_grpo.rewards import multi_score
+from flow_grpo.score import Score
+from flow_grpo.scorers import make_scorer
+from tests.hostile_requests import TOKEN
+from tests.moody_scorer import MoodyPool, MoodyScorer
+from tests.serving import served
+
+LEVELS = torch.randint(0, 256, (3, 3, 8, 12), generator=torch.Generator().manual_seed(0)) / 255
+PROMPTS = ["one", "zwei", "✓"]
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch):
+    monkeypatch.setattr(remote_scorer, "FIRST_DELAY", 0.01)
+    monkeypatch.delenv("FLOW_GRPO_REWARD_TOKEN", raising=False)
+
+
+@contextmanager
+def scripted(*answers):
+    """A server that reads each request and gives the next of these bytes, whatever they are; its URL and its requests."""
+    listener, requests = socket.create_server(("127.0.0.1", 0)), []
+
+    def serve():
+        for answer in answers:
+            connection, _ = listener.accept()
+            with connection:
+                data = connection.recv(65536)
+                while b"\r\n\r\n" not in data or len(data.partition(b"\r\n\r\n")[2]) < content_length(data):
+                    data += connection.recv(65536)
+                requests.append(data)
+                connection.sendall(answer)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    with listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", requests
+
+
+def content_length(request):
+    return int(request.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+
+
+def http(status, body=b"", *headers):
+    return b"\r\n".join([b"HTTP/1.1 %d X" % status, *headers, b"Content-Length: %d" % len(body), b"", body])
+
+
+def ok(reward=(0.0, 0.5, 1.0)):
+    return http(200, encode_score(Score(torch.tensor(reward))))
+
+
+def assert_equal_scores(score, reference):
+    for name in ("reward", "reward_map", "valid", "map_valid"):
+        ours, theirs = getattr(score, name), getattr(reference, name)
+        if ours is not theirs:  # None is
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+    assert score.map_kind == reference.map_kind and score.details.keys() == reference.details.keys()
+    assert all(torch.equal(score.details[name], reference.details[name]) for name in score.details)
+
+
+@pytest.mark.parametrize("map_kind", ["reward", "importance", None])
+@pytest.mark.parametrize("metadata", [None, [], [{"a": 1, "b": {"c": [2]}}, {}, {"x": None}]])
+def test_remote_score_of_8_bit_images_is_the_local_one_bit_for_bit(map_kind, metadata):
+    scorer, prompts = MoodyScorer(map_kind), ["one", "invalid", "✓"]
+    with served(scorer) as server:
+        remote = RemoteScorer(server.url)(LEVELS, prompts, metadata)
+    assert_equal_scores(remote, scorer(LEVELS, prompts, metadata))
+
+
+def test_images_are_rounded_to_8_bits():
+    with served(MoodyScorer()) as server:
+        remote = RemoteScorer(server.url)
+        assert_equal_scores(remote(LEVELS + 0.4 / 255 * (LEVELS < 1), PROMPTS), remote(LEVELS, PROMPTS))
+
+
+def test_threads_share_a_scorer():
+    scorer, results = MoodyPool(), {}
+    with served(scorer) as server:
+        remote = RemoteScorer(server.url, num_connections=3)
+
+        def score(number):
+            batch = LEVELS.roll(number, 0)
+            results[number] = [remote(batch, [str(number)] * 3) for _ in range(3)]
+
+        threads = [threading.Thread(target=score, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(results) == 6
+    for number, scores in results.items():
+        for remote in scores:
+            assert_equal_scores(remote, scorer(LEVELS.roll(number, 0), [str(number)] * 3))
+
+
+def test_submit_returns_before_anything_is_scored_and_copies_the_images():
+    scorer, images = MoodyScorer(), LEVELS.clone()
+    with served(scorer) as server:
+        pending = RemoteScorer(server.url).submit(images, ["wait"] * 3)
+        images.zero_()
+        scorer.released.set()
+        assert_equal_scores(pending(), scorer(LEVELS, ["wait"] * 3))
+
+
+def test_no_more_requests_at_a_time_than_connections():
+    scorer = MoodyPool()
+    with served(scorer) as server:
+        remote = RemoteScorer(server.url, num_connections=2)
+        pending = [remote.submit(LEVELS, ["wait"] * 3) for _ in range(5)]
+        threading.Timer(0.3, scorer.released.set).start()
+        assert len([score() for score in pending]) == 5
+    assert scorer.num_waiting == 5 and scorer.most_at_once == 2
+
+
+def test_name_with_a_url_makes_a_remote_scorer_with_options():
+    with served(MoodyScorer()) as server:
+        name = f"remote:{server.url}"
+        details, extras = multi_score("cpu", {name: 2.0}, {name: {"timeout": 30.0}})(LEVELS, PROMPTS)
+    torch.testing.assert_close(details["avg"], 2 * LEVELS.mean((1, 2, 3)))
+    assert extras["map_kind"] == "importance" and f"{name}/length" in extras["details"]
+    with pytest.raises(ValueError, match="does not take token; it takes timeout, retries"):
+        make_scorer(name, token="secret")
+
+
+def test_name_with_a_url_is_a_reward_of_a_configuration():
+    config, name = get_config("tiny_ocr_map"), "remote:http://10.0.0.5:8000"
+    config.rewards[name] = 0.5
+    config.reward_options[name] = {"retries": 2}
+    resolved, _ = resolve(config, 1)
+    assert resolved.rewards.to_dict()[name] == 0.5 and resolved.reward_options.to_dict()[name] == {"retries": 2}
+
+
+@pytest.mark.parametrize(
+    "passing",
+    [
+        b"",  # the server dies before it answers
+        http(500),
+        http(503, b"", b"Retry-After: 0"),
+        http(502, b"<html>proxy</html>"),
+        http(408),
+        http(429),
+        ok()[:-1],  # or in the middle
+        ok()[:20],
+        ok().replace(b"Content-Length", b"Content-Width"),
+        b"no HTTP at all\r\n\r\n",
+    ],
+)
+def test_what_may_pass_is_tried_again(passing, caplog):
+    with scripted(passing, passing, ok()) as (url, requests), caplog.at_level(logging.WARNING):
+        assert RemoteScorer(url, retries=2)(LEVELS, PROMPTS).reward.tolist() == [0.0, 0.5, 1.0]
+    assert len(requests) == 3 and requests[0] == requests[1] == requests[2]
+    assert "1 of 3 tries" in caplog.text and "2 of 3 tries" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (http(400, b'{"error": "one prompt too few"}'), r"refused the batch: one prompt too few \(HTTP 400\)"),
+        (http(404, b"<html>"), r"refused the batch: '<html>' \(HTTP 404\)"),
+        (http(301, b"", b"Location: http://elsewhere/"), r"refused the batch: '' \(HTTP 301\)"),
+        (http(422, b"[" * 100000), "HTTP 422"),
+    ],
+)
+def test_refusal_is_not_tried_again_and_gives_its_reason(answer, reason):
+    with scripted(answer) as (url, requests):
+        with pytest.raises(ValueError, match=reason):
+            RemoteScorer(url)(LEVELS, PROMPTS)
+        assert len(requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (ok([1.0, 2.0]), r"no score: reward must be \(3,\)"),
+        (http(200, b"\x80\x04K\x01."), "no score: the message of 5 bytes"),  # a pickle is not opened
+        (http(200, bytes(2**21)), "larger than 1048576 bytes"),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n200000\r\n" + bytes(2**21),
+            "larger than 1048576 bytes",
+        ),
+    ],
+)
+def test_answer_that_is_no_score_is_an_error(answer, reason):
+    with scripted(answer) as (url, _), pytest.raises(RuntimeError, match=reason):
+        RemoteScorer(url, max_mib=1)(LEVELS, PROMPTS)
+
+
+def test_server_that_stays_away_is_an_error_after_all_tries():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with pytest.raises(RuntimeError, match=f"{url} gave no score in 3 tries, the last: ConnectionRefusedError"):
+        RemoteScorer(url, retries=2)(LEVELS, PROMPTS)
+
+
+def test_scorer_that_keeps_failing_is_an_error_with_its_reason():
+    with (
+        served(MoodyScorer()) as server,
+        pytest.raises(RuntimeError, match="in 2 tries, the last: HTTP 500: the scorer failed: OSError: no mood"),
+    ):
+        RemoteScorer(server.url, retries=1)(LEVELS, ["raise"] * 3)
+
+
+def test_answer_that_does_not_come_in_time_is_tried_again():
+    scorer = MoodyPool()
+    with served(scorer) as server:
+        with pytest.raises(RuntimeError, match="in 2 tries, the last: TimeoutError"):
+            RemoteScorer(server.url, timeout=0.2, retries=1)(LEVELS, ["wait"] * 3)
+        scorer.released.set()
+    assert scorer.num_waiting == 2
+
+
+def test_bad_input_is_refused_without_a_request():
+    remote = RemoteScorer("http://127.0.0.1:9")
+    for arguments in ((LEVELS * 255, PROMPTS), (LEVELS, PROMPTS[:2]), (LEVELS, PROMPTS, [{"a": {1}}] * 3)):
+        with pytest.raises(ValueError):
+            remote.submit(*arguments)
+
+
+def test_token_comes_from_the_environment(monkeypatch):
+    with served(MoodyScorer(), TOKEN) as server:
+        with pytest.raises(ValueError, match="HTTP 401"):
+            RemoteScorer(server.url)(LEVELS, PROMPTS)
+        monkeypatch.setenv("FLOW_GRPO_REWARD_TOKEN", "another")
+        with pytest.raises(ValueError, match="HTTP 401") as caught:
+            RemoteScorer(server.url)(LEVELS, PROMPTS)
+        assert "another" not in str(caught.value)
+        monkeypatch.setenv("MINE", TOKEN)
+        assert len(RemoteScorer(server.url, token_env="MINE")(LEVELS, PROMPTS).reward) == 3
+
+
+def test_too_large_a_batch_hears_the_servers_limit():
+    with served(MoodyScorer(), max_bytes=2**20) as server, pytest.raises(ValueError, match="1048576 bytes"):
+        RemoteScorer(server.url)(torch.zeros(20, 3, 512, 512), ["x"] * 20)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "host:8000", "ftp://host", "http://", "http://user:pw@host", "http://host?a=1", "http://host:70000"]
+)
+def test_what_is_no_url_is_refused(url):
+    with pytest.raises(ValueError):
+        make_scorer(f"remote:{url}")
+
+
+@pytest.mark.parametrize("option", [{"timeout": 0}, {"retries": -1}, {"num_connections": 0}, {"max_mib": 0}])
+def test_options_out_of_range_are_refused(option):
+    with pytest.raises(ValueError, match="timeout and max_mib must be above 0"):
+        RemoteScorer("http://host", **option)
+
+
+def test_path_of_a_url_is_kept():
+    with scripted(ok()) as (url, requests):
+        RemoteScorer(f"{url}/rewards/")(LEVELS, PROMPTS)
+    assert requests[0].startswith(b"POST /rewards/score HTTP/1.1\r\n")
