@@ -34,3 +34,30 @@ def make_clip(seed=0, image_size=32, patch_size=8, num_layers=3, width=32, num_h
                 offset = 1.0 if "norm" in name and name.endswith("weight") else 0.0
                 parameter.copy_(offset + torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.2))
     return model, tokenizer
+
+
+class Scores(torch.nn.Module):
+    """Preprocessed pixels (B, 3, H, W) -> logits (B, B) of each image against each text: what other libraries explain."""
+
+    def __init__(self, features, texts, logit_scale):
+        super().__init__()
+        self.features, self.texts, self.logit_scale = features, texts, logit_scale
+
+    def forward(self, pixels):
+        embeds = self.features(pixels)
+        return self.logit_scale * torch.nn.functional.normalize(embeds, dim=1) @ self.texts.T
+
+
+def scores_of(pair, clip, prompts):
+    """Such a module around a whole CLIPModel, run by transformers' own code."""
+    model, _ = pair
+
+    class Features(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vision_model, self.visual_projection = model.vision_model, model.visual_projection
+
+        def forward(self, pixels):
+            return self.visual_projection(self.vision_model(pixels).pooler_output)
+
+    return Scores(Features(), clip.embed_texts(prompts)[0], clip.logit_scale)
