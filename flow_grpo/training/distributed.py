@@ -61,6 +61,14 @@ class Distributed:
             return flag
         return bool(self.gather(torch.tensor([flag], device=self.device)).any())
 
+    def peak_memory_gib(self) -> float | None:
+        """The most GPU memory that this process has held since it last asked; None on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        peak = torch.cuda.max_memory_allocated(self.device) / 2**30
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return peak
+
     def scaler_state(self) -> dict | None:
         """The loss scale of fp16 training; None where there is none."""
         return self.accelerator.scaler.state_dict() if self.accelerator.scaler else None

@@ -13,6 +13,7 @@ from flow_grpo.score import to_uint8
 from flow_grpo.text_match import quoted_targets
 from flow_grpo.training.data import sample_seed
 from flow_grpo.training.distributed import Distributed
+from flow_grpo.training.image_signals import image_signals
 from flow_grpo.training.policies.base import Policy
 from flow_grpo.training.rollout import SDE, rollout
 
@@ -63,11 +64,14 @@ def evaluate(
         seeds = [sample_seed(seed, i) for i in indices]
         images = rollout(policy, chosen, seeds, sde, num_kept=0).images
         scores = score_fn.submit(images, chosen, [{}] * len(chosen))
-        pending.append((chosen, images if start < num_examples else None, scores))
+        signals = {f"signal/{name}": values for name, values in image_signals(images).items()}
+        pending.append((chosen, images if start < num_examples else None, scores, signals))
     rows, examples = [], []
-    for chosen, images, scores in pending:
+    for chosen, images, scores, signals in pending:
         details, extras = scores()
-        measured = {"reward": details["avg"], "valid": extras["valid"], **extras["details"]}
+        measured = {"reward": details["avg"], "valid": extras["valid"], **extras["details"], **signals}
+        if len(details) > 2:  # each of several rewards by itself; one alone is "reward"
+            measured |= {name: values for name, values in details.items() if name != "avg"}
         columns = {name: values.tolist() for name, values in measured.items()}
         rows += [{name: values[i] for name, values in columns.items()} for i in range(len(chosen))]
         if images is not None:

@@ -8,6 +8,7 @@ import torch
 from flow_grpo.reward_map import pool_to_tokens
 from flow_grpo.rewards import MultiScore
 from flow_grpo.training.distributed import Distributed
+from flow_grpo.training.image_signals import image_signals
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Scored:
 
     rewards: (B,), the weighted sum. valid: (B,) bool, False where an image could not be scored and its numbers mean
     nothing. group_ids: (B,), siblings share one. maps: by reward name, where it has one.
-    details: {name: (B,)}, each reward by itself and what its scorer measured on the way.
+    details: {name: (B,)}, each reward by itself, what its scorer measured on the way, and the images' signals.
     """
 
     rewards: torch.Tensor
@@ -48,10 +49,11 @@ def submit_samples(
     """
     pending = score_fn.submit(images, prompts, [{}] * len(prompts))
     group_ids = group_ids.to(images.device)
+    signals = {f"signal/{name}": values for name, values in image_signals(images).items()}
 
     def scored() -> Scored:
         details, extras = pending()
-        measured = {name: values for name, values in details.items() if name != "avg"} | extras["details"]
+        measured = {name: values for name, values in details.items() if name != "avg"} | extras["details"] | signals
         return Scored(
             rewards=details["avg"].detach().float(),
             valid=extras["valid"],
@@ -68,6 +70,33 @@ def submit_samples(
         )
 
     return scored
+
+
+class PendingScores:
+    """The scores of an epoch's batches, on their way; holds the first failure of a scorer instead of raising it.
+
+    So that every process of a run hears of it, and the run can save its checkpoint before it ends.
+    """
+
+    def __init__(self, score_fn: MultiScore, token_grid: tuple[int, int] | None):
+        self._score_fn, self._token_grid = score_fn, token_grid
+        self._pending: list[Callable[[], Scored]] = []
+        self.failure: Exception | None = None
+
+    def submit(self, images: torch.Tensor, prompts: Sequence[str], group_ids: torch.Tensor) -> None:
+        try:
+            self._pending.append(submit_samples(self._score_fn, images, prompts, group_ids, self._token_grid))
+        except Exception as error:
+            self.failure = self.failure or error
+
+    def collect(self) -> Scored | None:
+        """Wait for all of them; None after a failure."""
+        if self.failure is None:
+            try:
+                return concatenate([scored() for scored in self._pending])
+            except Exception as error:
+                self.failure = error
+        return None
 
 
 def concatenate(parts: Sequence[Scored]) -> Scored:

@@ -18,7 +18,7 @@ from flow_grpo.training.evaluation import evaluate
 from flow_grpo.training.interrupt import StopRequest
 from flow_grpo.training.policies.load import load_policy
 from flow_grpo.training.rollout import SDE, draw_window, rollout
-from flow_grpo.training.scoring import Scored, concatenate, gather, submit_samples
+from flow_grpo.training.scoring import PendingScores, Scored, gather
 from flow_grpo.training.tracking import NullTracker, RunTracker
 from flow_grpo.training.update import Updater, UpdateRule
 
@@ -158,23 +158,31 @@ class Trainer:
         """Roll out, score, update. None where a stop was asked for before the first update: nothing has changed then."""
         started = time.perf_counter()
         sde, train = self._sde(epoch), self.config.train
-        trajectories, pending, seconds = [], [], {"sample": 0.0, "score": 0.0}
+        scores, trajectories, seconds = PendingScores(self.score_fn, self.token_grid), [], {"sample": 0.0, "score": 0.0}
         batches = self.sampler.epoch(epoch)
         for batch in tqdm(batches, desc=f"epoch {epoch}: rollout", leave=False, disable=not self.distributed.is_main):
-            if self.distributed.any(stop.requested):
-                return None
+            if self.distributed.any(stop.requested or scores.failure is not None):
+                break
             begin = time.perf_counter()
             drawn = rollout(
                 self.policy, batch.prompts, batch.seeds, sde, train.num_steps, batch.start_seeds, train.ratio_norm
             )
             sampled = time.perf_counter()
             # scorers with workers of their own go on while the next batch is sampled
-            pending.append(submit_samples(self.score_fn, drawn.images, batch.prompts, batch.group_ids, self.token_grid))
+            scores.submit(drawn.images, batch.prompts, batch.group_ids)
             trajectories.append(replace(drawn, images=None))
             seconds["sample"] += sampled - begin
             seconds["score"] += time.perf_counter() - sampled
         begin = time.perf_counter()
-        scored = concatenate([scores() for scores in pending])
+        complete = len(trajectories) == len(batches)
+        scored = scores.collect() if complete else None
+        if self.distributed.any(scores.failure is not None):
+            self._save(epoch)
+            raise scores.failure or RuntimeError(
+                "a scorer failed in another process of this run; the error stands there"
+            )
+        if not complete:
+            return None
         seconds["score"] += time.perf_counter() - begin
         begin = time.perf_counter()
         credit, metrics = self._credit(scored, trajectories[0].sigmas)
@@ -184,6 +192,8 @@ class Trainer:
             trajectories, credit, sde, self.geometry.updates_per_epoch, title=f"epoch {epoch}: update"
         )
         seconds |= {"update": time.perf_counter() - begin, "epoch": time.perf_counter() - started}
+        if (peak := self.distributed.peak_memory_gib()) is not None:
+            metrics["system/peak_memory_gib"] = peak
         return metrics | {f"time/{name}_seconds": value for name, value in seconds.items()}
 
     def _sde(self, epoch: int) -> SDE:

@@ -1,5 +1,7 @@
 """Rewards that every image earns, half-trained or not: its brightness, with a map, a constant map, or none."""
 
+import os
+
 import torch
 
 from flow_grpo.score import Score
@@ -8,13 +10,19 @@ from flow_grpo.score import Score
 class Brightness:
     """The mean grey level of an image, or 1 where that passes a threshold and 0 where not.
 
-    pixel_map: "grey" (each pixel its own), a number (the same everywhere), or None.
+    pixel_map: "grey" (each pixel its own), a number (the same everywhere), or None. fails_after: calls, in the process
+    that torchrun calls fails_in.
     """
 
-    def __init__(self, pixel_map="grey", kind="reward", threshold=None):
+    def __init__(self, pixel_map="grey", kind="reward", threshold=None, fails_after=None, fails_in=None):
         self._pixel_map, self._kind, self._threshold = pixel_map, kind, threshold
+        self._calls_left = fails_after if os.environ.get("RANK") == fails_in else None
 
     def __call__(self, images, prompts, metadata=None):
+        if self._calls_left is not None:
+            self._calls_left -= 1
+            if self._calls_left < 0:
+                raise RuntimeError("the reward has failed")
         grey = images.mean(dim=1)  # (B, H, W)
         reward = grey.mean(dim=(1, 2))
         if self._threshold is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from flow_grpo.training.checkpoint import list_checkpoints
 from flow_grpo.training.distributed import Distributed
 
 WORKER = Path(__file__).parent / "worker.py"
@@ -106,3 +107,20 @@ def test_alone_a_process_is_main_and_gathers_itself():
     assert torch.equal(distributed.gather(values), values)
     assert distributed.gather_objects({"a": 1}) == [{"a": 1}]
     assert distributed.any(True) and not distributed.any(False)
+
+
+def test_a_scorer_that_fails_in_one_process_ends_the_run_of_all_with_its_error(tmp_path, process_environment):
+    (tmp_path / "failing_config.py").write_text(
+        "from tiny_run import REWARD, get_config as tiny\n"
+        "def get_config():\n"
+        "    config = tiny()\n"
+        "    config.num_gpus, config.batch_size, config.eval_every, config.save_every = 2, 2, 0, 100\n"
+        "    config.reward_options = {REWARD: {'fails_after': 2, 'fails_in': '1'}}\n"
+        "    return config\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = ["train_sd3.py", "--config", str(tmp_path / "failing_config.py"), f"--config.run_dir={tmp_path / 'run'}"]
+    done = subprocess.run([*launcher, *command], env=process_environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "the reward has failed" in done.stderr and "in another process of this run" in done.stderr
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-000000"]

@@ -42,7 +42,8 @@ def test_metrics_are_means_over_the_prompts(policy, score_fn):
     evaluation = run(policy, score_fn)
     rewards = [reward for _, _, reward, _ in evaluation.examples]
     assert evaluation.metrics["eval/reward"] == pytest.approx(sum(rewards) / 5)
-    assert set(evaluation.metrics) == {"eval/reward", f"eval/{REWARD}/contrast", "eval/invalid_share"}
+    names = ("reward", "invalid_share", f"{REWARD}/contrast", "signal/edge_density", "signal/colour_entropy")
+    assert set(evaluation.metrics) == {f"eval/{name}" for name in names}
     assert evaluation.metrics["eval/invalid_share"] == 0
     brightness = [image.mean().item() for _, image, _, _ in evaluation.examples]
     assert rewards == pytest.approx(brightness, abs=1e-5)  # fp32 sums in another order
@@ -57,6 +58,18 @@ def test_an_image_that_could_not_be_scored_is_counted_and_no_part_of_the_mean(po
     rewards = [reward for _, _, reward, _ in evaluation.examples]
     assert evaluation.metrics["eval/reward"] == pytest.approx(sum(rewards) / 4)
     assert evaluation.metrics["eval/invalid_share"] == pytest.approx(1 / 5)
+
+
+def test_each_of_several_rewards_is_reported_by_itself(policy):
+    def brightness(images, prompts, metadata=None):
+        return Score(images.mean(dim=(1, 2, 3)))
+
+    def darkness(images, prompts, metadata=None):
+        return Score(1 - images.mean(dim=(1, 2, 3)))
+
+    metrics = run(policy, MultiScore({"a": brightness, "b": darkness}, {"a": 2.0, "b": 1.0})).metrics
+    assert metrics["eval/a"] + metrics["eval/b"] == pytest.approx(1)
+    assert metrics["eval/reward"] == pytest.approx(2 * metrics["eval/a"] + metrics["eval/b"])
 
 
 def test_an_evaluation_without_any_scored_image_is_an_error(policy):

@@ -3,9 +3,9 @@
 import torch
 
 from flow_grpo.reward_map import pool_to_tokens
-from flow_grpo.rewards import multi_score
+from flow_grpo.rewards import MultiScore, multi_score
 from flow_grpo.training.distributed import Distributed
-from flow_grpo.training.scoring import concatenate, gather, submit_samples
+from flow_grpo.training.scoring import PendingScores, concatenate, gather, submit_samples
 
 REWARD = "brightness_reward:Brightness"
 
@@ -27,7 +27,7 @@ def test_rewards_are_weighted_and_maps_are_pooled_to_the_grid():
     assert scored.maps[REWARD].kind == "reward" and scored.maps[REWARD].valid.all()
     # each reward by itself, unweighted, and what its scorer measured
     torch.testing.assert_close(scored.details[REWARD], images.mean(dim=(1, 2, 3)))
-    assert set(scored.details) == {REWARD, f"{REWARD}/contrast"}
+    assert set(scored.details) == {REWARD, f"{REWARD}/contrast", "signal/edge_density", "signal/colour_entropy"}
 
 
 def test_a_reward_without_a_map_leaves_none():
@@ -54,3 +54,24 @@ def test_gathering_from_one_process_changes_nothing():
     everyone = gather(scored, Distributed())
     assert torch.equal(everyone.rewards, scored.rewards) and torch.equal(everyone.group_ids, scored.group_ids)
     assert torch.equal(everyone.maps[REWARD].values, scored.maps[REWARD].values)
+
+
+def test_the_first_failure_of_a_scorer_is_held_until_the_run_asks():
+    def broken(images, prompts, metadata=None):
+        raise RuntimeError(f"cannot score {prompts[0]}")
+
+    scores = PendingScores(MultiScore({"broken": broken}, {"broken": 1.0}), None)
+    for prompt in ("first", "second"):
+        scores.submit(some_images(1), [prompt], torch.tensor([0]))
+    assert scores.collect() is None and str(scores.failure) == "cannot score first"
+
+
+def test_a_failure_may_come_as_late_as_the_answer():
+    class Late:
+        def submit(self, images, prompts, metadata=None):
+            return lambda: 1 / 0
+
+    scores = PendingScores(MultiScore({"late": Late()}, {"late": 1.0}), None)
+    scores.submit(some_images(1), ["p"], torch.tensor([0]))
+    assert scores.failure is None
+    assert scores.collect() is None and isinstance(scores.failure, ZeroDivisionError)

@@ -333,6 +333,23 @@ def test_a_prompt_without_quotes_stops_an_ocr_run_with_the_prompt(make_trainer, 
         make_trainer(tmp_path / "run", rewards={"ocr_map": 1.0}, dataset=str(tmp_path), eval_every=0).train()
 
 
+def test_a_scorer_that_fails_ends_the_run_with_its_error_and_a_checkpoint(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, eval_every=0, save_every=100)
+    submit, count = trainer.score_fn.submit, 0
+
+    def failing(*arguments):
+        nonlocal count
+        count += 1
+        if count == 4:  # the second batch of the second epoch
+            raise ConnectionError("the reward server has gone")
+        return submit(*arguments)
+
+    trainer.score_fn.submit = failing
+    with pytest.raises(ConnectionError, match="the reward server has gone"):
+        trainer.train()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-000001"]
+
+
 @pytest.mark.parametrize("shift", [1.0, float("nan")])
 def test_a_ratio_other_than_one_before_any_update_stops_the_run(make_trainer, tmp_path, shift):
     """The policy that is asked is not the one that sampled: a weight moves, or breaks, between rollout and update."""
