@@ -1,5 +1,6 @@
 """How an epoch is dealt: the same samples from any number of processes, every prompt equally often."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flow_grpo.training.data import GroupSampler, load_prompts, sample_seed, seeded
+from flow_grpo.training.data import GroupSampler, load_metadata, load_prompts, sample_seed, seeded
 
 
 def sampler(**changes):
@@ -57,6 +58,16 @@ def test_two_groups_of_one_prompt_are_told_apart():
     assert {group for _, group, _ in dealt} == {0, 1, 2, 3}
 
 
+def test_metadata_stays_beside_its_prompt_whoever_draws_it():
+    metadata = [{"number": i} for i in range(5)]
+    for rank in range(2):
+        for batch in sampler(metadata=metadata, rank=rank, num_processes=2).epoch(1):
+            assert batch.prompts == [f"prompt {entry['number']}" for entry in batch.metadata]
+    assert all(batch.metadata == [{}] * 3 for batch in sampler().epoch(1))
+    with pytest.raises(ValueError, match="4 metadata for 5 prompts"):
+        sampler(metadata=metadata[:4])
+
+
 def test_every_sample_of_a_run_has_its_own_seed():
     seeds = [seed for epoch in range(30) for _, _, seed in rows(sampler().epoch(epoch))]
     assert len(set(seeds)) == len(seeds) == 30 * 24
@@ -90,11 +101,61 @@ def test_neighbouring_numbers_give_unrelated_noise():
 def test_prompts_are_the_files_lines_without_blank_ones(tmp_path):
     (tmp_path / "train.txt").write_text('a sign that says "É"\n\n  second \n', encoding="utf-8")
     assert load_prompts(tmp_path, "train") == ['a sign that says "É"', "second"]
+    assert load_metadata(tmp_path, "train") == [{}, {}]
 
 
-def test_a_missing_or_empty_file_is_refused_by_its_path(tmp_path):
+def write_lines(path, *entries):
+    path.write_text("\n".join(e if isinstance(e, str) else json.dumps(e) for e in entries), encoding="utf-8")
+
+
+def test_a_line_of_json_gives_the_prompt_and_its_metadata(tmp_path):
+    told = {"targets": ["CAFÉ", "open"]}
+    other = '{"prompt": "two\u2028lines", "metadata": {}}'  # U+2028 may stand in JSON as it is
+    write_lines(tmp_path / "test.jsonl", {"prompt": " a café ", "metadata": told}, "", other)
+    assert load_prompts(tmp_path, "test") == ["a café", "two\u2028lines"]
+    assert load_metadata(tmp_path, "test") == [told, {}]
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train_metadata.jsonl"])
+def test_a_line_without_metadata_is_its_own_as_in_flow_grpos_geneval_prompts(tmp_path, name):
+    line = {"tag": "counting", "include": [{"class": "bear", "count": 2}], "prompt": "a photo of two bears"}
+    write_lines(tmp_path / name, line)
+    assert load_prompts(tmp_path, "train") == ["a photo of two bears"]
+    assert load_metadata(tmp_path, "train") == [line]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("a sign", "not JSON"),
+        (["a sign"], "expected a mapping"),
+        ({"text": "a sign"}, 'a text under "prompt"'),
+        ({"prompt": "  "}, 'a text under "prompt"'),
+        ({"prompt": 3}, 'a text under "prompt"'),
+        ({"prompt": "a", "metadata": ["b"]}, r"must be a mapping.*got \['b'\]"),
+        ({"prompt": "a", "metadata": {}, "tag": "b", "id": 1}, "move id, tag into it"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_refused_by_file_and_line(tmp_path, line, reason):
+    write_lines(tmp_path / "train.jsonl", {"prompt": "fine"}, "", line)
+    for load in (load_prompts, load_metadata):
+        with pytest.raises(ValueError, match=f"train.jsonl:3: .*{reason}"):
+            load(tmp_path, "train")
+
+
+def test_two_files_for_one_split_are_refused(tmp_path):
+    (tmp_path / "train.txt").write_text("a")
+    write_lines(tmp_path / "test.jsonl", {"prompt": "b"})
+    assert load_prompts(tmp_path, "train") == ["a"] and load_prompts(tmp_path, "test") == ["b"]
+    write_lines(tmp_path / "train.jsonl", {"prompt": "b"})
+    with pytest.raises(ValueError, match="both train.txt and train.jsonl; keep the one"):
+        load_prompts(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", ["test.txt", "test.jsonl"])
+def test_a_missing_or_empty_file_is_refused_by_its_path(tmp_path, name):
     with pytest.raises(ValueError, match="no prompts at .*test.txt.*train.txt and test.txt"):
         load_prompts(tmp_path, "test")
-    (tmp_path / "test.txt").write_text("\n  \n")
-    with pytest.raises(ValueError, match="test.txt holds no prompts"):
+    (tmp_path / name).write_text("\n  \n")
+    with pytest.raises(ValueError, match=f"{name} holds no prompts"):
         load_prompts(tmp_path, "test")
