@@ -129,6 +129,25 @@ def test_target_in_two_lines_is_right_in_both(rapidocr_engine, draw_text):
     assert score.reward_map[0, 40, 64] > 0.9 and score.reward_map[0, 90, 64] > 0.9
 
 
+@pytest.mark.parametrize("degrees", [-30, -10, 0, 20])
+def test_broken_target_is_put_together_at_any_tilt(rapidocr_engine, degrees):
+    image = Image.new("RGB", (256, 256), "white")
+    ImageDraw.Draw(image).multiline_text(
+        (128, 128),
+        "Spring\nCollection\n2024",
+        fill="black",
+        font=ImageFont.load_default(28),
+        anchor="mm",
+        align="center",
+    )
+    turned = np.array(image.rotate(degrees, fillcolor="white", resample=Image.Resampling.BICUBIC))
+    score = OcrMapScorer(rapidocr_engine)(
+        torch.from_numpy(turned).permute(2, 0, 1)[None] / 255, ['a poster displaying "Spring Collection 2024"']
+    )
+    assert score.details["num_lines"].tolist() == [3] and score.details["exact"].tolist() == [1]
+    assert score.reward.item() > 0.9
+
+
 def characters_of(text, confidences):
     borders = np.linspace(0, 1, len(text) + 1).tolist()
     return tuple(map(Character, text, confidences, borders, borders[1:]))
