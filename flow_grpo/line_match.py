@@ -66,14 +66,14 @@ _Rendering = list[_Part]
 def match_lines(
     lines: Sequence[TextLine], targets: Sequence[str], normalisation: Normalisation = "flow_grpo"
 ) -> LineMatch:
-    """Give each target the lines that show it best, no line twice, so that the sum of the targets' rewards is largest.
+    """Give each target the lines that show it best, no line to two targets.
 
     targets: at least one, as written, not empty once normalised. The order of lines and of targets does not matter.
     While there are lines every target gets one, be it without a letter in common: a failed attempt, to be blamed. What
     remains is extra text.
 
-    One target gets its best rendering of all. Several get one line each by Hungarian matching; then, best first, a target
-    gets its best rendering in several lines where that makes the sum of rewards larger.
+    One target gets its best rendering of all. Several get one line each by Hungarian matching, of the largest sum of rewards;
+    then, best first, a target gets its best rendering in several lines where that makes the sum larger (a greedy choice).
     """
     order = reading_order(lines)
     renderings = _assign([lines[i] for i in order], sorted(targets), normalisation)
