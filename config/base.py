@@ -29,10 +29,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.mixed_precision = "no"  # "no" (fp32), "fp16" or "bf16": of the frozen weights and of the forward pass
     config.lora_rank = 32
     config.lora_alpha = 64
+    config.gradient_checkpointing = False  # recompute activations in the backward pass: less memory, a third more time
+    config.compile = False  # torch.compile of the transformer's blocks: minutes at the start, faster steps after
 
     # The prompts
     config.dataset = ""  # folder with train.txt and test.txt, one prompt a line
     config.num_eval_prompts = 256  # the first of test.txt; 0: all
+    config.prompt_cache = ""  # folder that keeps every prompt's embedding, for later epochs and runs; empty: none
+    config.prompt_cache_gib = 4.0  # embeddings kept in a process's memory; 0: none
 
     # The batch geometry of an epoch. num_gpus fills in group_size and batch_size where they are 0.
     config.num_gpus = 1  # processes of the run, CPU or GPU; must be what `accelerate launch` starts

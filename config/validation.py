@@ -28,7 +28,7 @@ POSITIVE = (
 
 NOT_NEGATIVE = (
     *("group_size", "batch_size", "num_eval_prompts", "eval_every", "advantage.fade", "train.beta"),
-    *("train.weight_decay", "train.num_steps", "sample.sde_window_size"),
+    *("train.weight_decay", "train.num_steps", "sample.sde_window_size", "prompt_cache_gib"),
 )
 
 

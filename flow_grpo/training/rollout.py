@@ -88,7 +88,7 @@ def rollout(
     keep_means: for the objective that wants them, `ratio_norm`.
     The last step of a rollout is best not kept: it lands on sigma 0, where its noise is small and its density steep.
     """
-    embeds = encode_unique(policy, prompts)
+    embeds = policy.encode_prompts(prompts)
     sigmas = policy.sigmas(sde.num_steps)  # (T + 1,)
     device = embeds.tokens.device
     num_draws = 1 + (sde.num_steps if sde.noise_level > 0 else 0)
@@ -163,10 +163,3 @@ def kl_to_base(policy: Policy, trajectories: Trajectories, step: int, sde: SDE, 
     with torch.no_grad(), policy.disable_adapter():
         base = replay(policy, trajectories, step, sde)
     return kl_per_token(density.mean, base.mean, density.std, sigma, sigma_next, sde.kind, exact)
-
-
-def encode_unique(policy: Policy, prompts: list[str]) -> PromptEmbeds:
-    """Embeddings of prompts, each distinct one encoded once: a group repeats its prompt."""
-    unique = list(dict.fromkeys(prompts))
-    index = {prompt: row for row, prompt in enumerate(unique)}
-    return policy.encode_prompts(unique)[torch.tensor([index[prompt] for prompt in prompts])]

@@ -17,6 +17,7 @@ from flow_grpo.training.ema import ExponentialMovingAverage
 from flow_grpo.training.evaluation import evaluate
 from flow_grpo.training.interrupt import StopRequest
 from flow_grpo.training.policies.load import load_policy
+from flow_grpo.training.prompt_cache import PromptCache
 from flow_grpo.training.rollout import SDE, draw_window, rollout
 from flow_grpo.training.scoring import PendingScores, Scored, gather
 from flow_grpo.training.tracking import NullTracker, RunTracker
@@ -56,6 +57,17 @@ class Trainer:
             max_sequence_length=config.max_sequence_length,
             device=distributed.device,
         )
+        self.policy.encode_prompts = PromptCache(
+            self.policy.encode_prompts,
+            distributed.device,
+            identity=f"{config.policy} {config.model} {config.max_sequence_length} {config.mixed_precision}",
+            max_bytes=int(config.prompt_cache_gib * 2**30),
+            folder=Path(config.prompt_cache) if config.prompt_cache else None,
+        )
+        if config.gradient_checkpointing:
+            self.policy.enable_gradient_checkpointing()
+        if config.compile:
+            self.policy.compile()
         uses_maps = config.advantage.mode != "scalar" or config.train.spatial_kl > 0
         self.token_grid = self.policy.token_grid if uses_maps else None
         self.parameters = [p for p in self.policy.network.parameters() if p.requires_grad]

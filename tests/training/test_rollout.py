@@ -10,7 +10,6 @@ from flow_grpo.training.objective import RATIOS, grpo_loss
 from flow_grpo.training.rollout import (
     SDE,
     draw_window,
-    encode_unique,
     kl_to_base,
     pack,
     replay,
@@ -232,18 +231,3 @@ def test_packed_samples_are_the_rows_of_their_batches(trained, prompts):
         assert torch.equal(getattr(packed, name), torch.stack([first, last]))
     assert torch.equal(packed.embeds.tokens, batches[0].embeds.tokens[[1, 0]])
     assert pack(batches, [2, 3]) is batches[1]
-
-
-def test_each_distinct_prompt_is_encoded_once_and_given_to_all_its_rows(policy, prompts):
-    asked = []
-
-    class Listening:
-        def encode_prompts(self, unique):
-            asked.extend(unique)
-            return policy.encode_prompts(unique)
-
-    embeds = encode_unique(Listening(), [prompts[1], prompts[0], prompts[1]])
-    assert asked == [prompts[1], prompts[0]]
-    expected = policy.encode_prompts([prompts[1], prompts[0]])
-    assert torch.equal(embeds.tokens, expected.tokens[[0, 1, 0]])
-    assert torch.equal(embeds.pooled, expected.pooled[[0, 1, 0]])

@@ -1,0 +1,91 @@
+"""Prompt embeddings, each computed once: the frozen text encoders (T5 above all) answer the same prompt the same."""
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from flow_grpo.training.policies.base import PromptEmbeds
+
+
+class PromptCache:
+    """Takes the place of a policy's `encode_prompts`.
+
+    encode: the policy's own. device: where it puts its embeddings. identity: whatever else the embeddings depend on, as a text: model, length, precision.
+    max_bytes: of embeddings kept in CPU memory, the longest unused leave first. folder: where every prompt's embedding is
+    also written, one safetensors file each, shared by the processes of a run and by later runs; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[list[str]], PromptEmbeds],
+        device: torch.device,
+        identity: str,
+        max_bytes: int,
+        folder: Path | None = None,
+    ):
+        self._encode, self._device, self._identity = encode, device, identity
+        self._max_bytes, self._folder = max_bytes, folder
+        self._kept: OrderedDict[str, PromptEmbeds] = OrderedDict()  # rows of one prompt, on the CPU
+        self._num_bytes = 0
+
+    def __call__(self, prompts: list[str]) -> PromptEmbeds:
+        """The embeddings of prompts, one row each, on the encoder's device."""
+        unique = list(dict.fromkeys(prompts))
+        rows = {prompt: row for prompt in unique if (row := self._find(prompt)) is not None}
+        missing = [prompt for prompt in unique if prompt not in rows]
+        if missing:
+            embeds = self._encode(missing)
+            for index, prompt in enumerate(missing):
+                rows[prompt] = _to(embeds[index : index + 1], torch.device("cpu"))
+                self._keep(prompt, rows[prompt])
+                self._write(prompt, rows[prompt])
+        return _to(PromptEmbeds.cat(rows[prompt] for prompt in prompts), self._device)
+
+    def _find(self, prompt: str) -> PromptEmbeds | None:
+        if prompt in self._kept:
+            self._kept.move_to_end(prompt)
+            return self._kept[prompt]
+        path = self._path(prompt)
+        if path is None or not path.exists():
+            return None
+        embeds = PromptEmbeds(**load_file(path))
+        self._keep(prompt, embeds)
+        return embeds
+
+    def _keep(self, prompt: str, embeds: PromptEmbeds) -> None:
+        if prompt in self._kept:
+            return
+        self._kept[prompt] = embeds
+        self._num_bytes += _num_bytes(embeds)
+        while self._num_bytes > self._max_bytes:
+            _, dropped = self._kept.popitem(last=False)
+            self._num_bytes -= _num_bytes(dropped)
+
+    def _write(self, prompt: str, embeds: PromptEmbeds) -> None:
+        if (path := self._path(prompt)) is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # whole or not at all, whoever else writes the same
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        save_file({field.name: getattr(embeds, field.name) for field in fields(embeds)}, temporary)
+        os.replace(temporary, path)
+
+    def _path(self, prompt: str) -> Path | None:
+        if self._folder is None:
+            return None
+        name = hashlib.sha256(f"{self._identity}\n{prompt}".encode()).hexdigest()
+        return self._folder / name[:2] / f"{name}.safetensors"
+
+
+def _to(embeds: PromptEmbeds, device: torch.device) -> PromptEmbeds:
+    return PromptEmbeds(*(getattr(embeds, field.name).to(device).contiguous() for field in fields(embeds)))
+
+
+def _num_bytes(embeds: PromptEmbeds) -> int:
+    return sum(getattr(embeds, field.name).nbytes for field in fields(embeds))
