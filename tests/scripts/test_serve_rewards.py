@@ -144,7 +144,7 @@ def test_thousand_hostile_requests_each_get_a_reason_and_leave_no_trace(start):
     assert {status for _, status in kinds} == {400, 401, 404, 405, 411, 413, 414, 415, 431} and len(kinds) > 12
     assert process.poll() is None and exchange(port, request())[2] == good
     after = vitals(process)
-    # 700 bodies of 48 KiB alone would be 33 MiB; a run to the next moves the allocator by under one
+    # the bodies of these 700 take some 30 MiB; the allocator itself wanders by 2 or 3
     assert after[0] - before[0] < 8 and after[1] <= before[1] + 1 and after[2] <= before[2] + 1, (before, after)
     process.send_signal(signal.SIGINT)
     assert process.wait() == 0
