@@ -82,8 +82,9 @@ def _parse_json(line: str, where: str) -> tuple[str, dict[str, Any]]:
 class SampleBatch:
     """One process's batch of samples to draw.
 
-    prompts (B,). metadata (B,): what scorers are told beside each. group_ids (B,) int64: siblings, which share a prompt, share the id. seeds: (B,) one for the noise of
-    each sample, its own in the whole run. start_seeds: (B,) of the initial latents: each sample's own seed, or one a group.
+    prompts (B,). metadata: (B,) what scorers are told beside each. group_ids (B,) int64: siblings, which share a prompt,
+    share the id. seeds: (B,) one for the noise of each sample, its own in the whole run. start_seeds: (B,) of the initial
+    latents: each sample's own seed, or one a group.
     """
 
     prompts: list[str]
