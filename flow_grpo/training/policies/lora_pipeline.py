@@ -10,6 +10,10 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
+# SD3.5 has three kinds of blocks, and each is compiled without gradients, with them, and without the adapter. That is 9,
+# and again for another batch size; beyond torch's own limit of 8 a block would run uncompiled.
+RECOMPILE_LIMIT = 64
+
 
 class LoraPipeline:
     """The part of a `Policy` that is the same in every family; a family adds its prompts, sigmas, velocity and tokens.
@@ -92,6 +96,8 @@ class LoraPipeline:
         self.network.enable_gradient_checkpointing()
 
     def compile(self, backend: str | Callable = "inductor") -> None:
+        dynamo = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
         for blocks in self.network.children():
             if isinstance(blocks, nn.ModuleList):  # the transformer's stacks, of blocks alike
                 for block in blocks:

@@ -1,0 +1,340 @@
+"""What every model family owes the trainer, on tiny random pipelines, with diffusers' own pipeline as the reference."""
+
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounter
+from torch.nn.parallel import DistributedDataParallel
+
+from flow_grpo.reward_map import pool_to_tokens
+from flow_grpo.training.policies.load import load_policy
+from flow_grpo.training.rollout import SDE, replay, rollout
+from flow_grpo.training.sde import KINDS
+
+SIGMA = torch.tensor(0.6)
+ODE = SDE(3, noise_level=0.0)
+TOKENS = range(16)
+
+
+def some_latents(policy, batch=2, seed=0):
+    return torch.randn(batch, *policy.latent_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def velocity(policy, latents, embeds):
+    with torch.no_grad():
+        return policy.velocity(latents, SIGMA, embeds)
+
+
+def last_latents(policy, prompts, start):
+    """The latents that a rollout without noise ends on, from a start of its own."""
+    embeds, sigmas, sample = policy.encode_prompts(prompts), policy.sigmas(ODE.num_steps), start
+    with torch.no_grad():
+        for sigma, sigma_next in zip(sigmas, sigmas[1:]):
+            sample = sample + (sigma_next - sigma) * policy.velocity(sample, sigma, embeds)
+    return sample
+
+
+def trained_parameters(policy):
+    return [parameter for parameter in policy.network.parameters() if parameter.requires_grad]
+
+
+def gradients(policy, prompts):
+    """Of every trained parameter, by a loss that weighs all of the velocity."""
+    predicted = policy.velocity(some_latents(policy), SIGMA, policy.encode_prompts(prompts))
+    return torch.autograd.grad(predicted.square().sum(), trained_parameters(policy))
+
+
+def randomise_adapter(policy, seed=0):
+    """Give the adapter weights that change the velocity; a fresh one is the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in trained_parameters(policy):
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.fixture(scope="module")
+def policy(family):
+    return family.make_policy()
+
+
+@pytest.fixture(scope="module")
+def adapted(family):
+    """A policy whose adapter, of scale alpha / rank = 2, changes the velocity."""
+    policy = family.make_policy(lora_rank=4, lora_alpha=8)
+    randomise_adapter(policy)
+    return policy
+
+
+@pytest.fixture(scope="module")
+def pipeline(family):
+    return family.load_pipeline()
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("token, side", [(0, 1), *((token, 8) for token in TOKENS)])
+@torch.no_grad()
+def test_bright_pixels_reach_the_token_that_their_map_is_pooled_to(family, policy, token, side):
+    """One pixel at the top left, and each token's square, by the VAE's encoder and the pipeline's own packing."""
+    row, column = token // 4 * 8, token % 4 * 8
+    square = (..., slice(row, row + side), slice(column, column + side))
+    bright_map = torch.zeros(1, 32, 32)
+    bright_map[square] = 1
+    images = 2 * torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)) - 1
+    bright_images = images.clone()
+    bright_images[square] = 1
+
+    def tokens(pixels):
+        return policy.to_tokens(family.pack(policy.pipeline.vae.encode(pixels).latent_dist.mean))
+
+    change = (tokens(bright_images) - tokens(images)).abs().mean(dim=(0, 2))  # (N,)
+    assert pool_to_tokens(bright_map, policy.token_grid)[0].nonzero().tolist() == [[token]]
+    assert change.argmax().item() == token
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_a_changed_token_changes_the_pixels_that_the_map_pools_to_it(policy, token):
+    latents = some_latents(policy, batch=8)
+    tokens = policy.to_tokens(latents).clone()
+    tokens[:, token] += 3
+    change = (policy.decode(policy.from_tokens(tokens)) - policy.decode(latents)).abs().mean(dim=(0, 1))  # (H, W)
+    assert pool_to_tokens(change[None], policy.token_grid).argmax().item() == token
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_a_changed_token_changes_its_own_velocity_most(policy, token, prompts):
+    """The transformer's own order of tokens is ours, so that a token's log-prob is of the token that was weighted."""
+    latents, embeds = some_latents(policy), policy.encode_prompts(prompts)
+    tokens = policy.to_tokens(latents).clone()
+    tokens[:, token] += 3
+    change = velocity(policy, policy.from_tokens(tokens), embeds) - velocity(policy, latents, embeds)
+    assert policy.to_tokens(change).square().mean(dim=(0, 2)).argmax().item() == token
+
+
+def test_from_tokens_inverts_to_tokens(policy):
+    latents = some_latents(policy, batch=3)
+    tokens = policy.to_tokens(latents)
+    assert tokens.shape == (3, 4 * 4, 4 * 2 * 2)
+    assert torch.equal(policy.from_tokens(tokens), latents)
+    assert torch.equal(policy.to_tokens(policy.from_tokens(tokens)), tokens)
+
+
+def test_a_resolution_of_broken_tokens_is_refused(family):
+    with pytest.raises(ValueError, match="resolution=36 must be a multiple of 8"):
+        family.make_policy(resolution=36)
+
+
+# The pipeline as reference
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.5])
+def test_without_noise_a_rollout_draws_what_the_pipeline_draws(family, pipeline, prompts, guidance_scale):
+    policy = family.make_policy(guidance_scale=guidance_scale)
+    drawn = rollout(policy, prompts, [5, 6], ODE, num_kept=3)
+    expected = family.draw(pipeline, prompts, drawn.latents[:, 0], guidance_scale, output_type="pt")
+    assert (expected[0] - expected[1]).abs().max() > 0.1, "images all alike would prove nothing"
+    # fp32, three steps; the pipeline decodes both images at once, and with guidance swaps the halves of the batch
+    torch.testing.assert_close(drawn.images, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.5])
+def test_the_ratio_is_exactly_one_before_the_first_update(family, prompts, kind, guidance_scale):
+    policy, sde = family.make_policy(guidance_scale=guidance_scale), SDE(4, 0.7, kind)
+    trajectories = rollout(policy, prompts, [1, 2], sde, num_kept=3)
+    for step in range(3):
+        density = replay(policy, trajectories, step, sde)
+        assert density.log_prob.shape == (2, 16) and density.log_prob.requires_grad
+        assert torch.equal(density.log_prob, trajectories.log_probs[:, step])
+
+
+def test_guidance_changes_the_velocity(family, policy, prompts):
+    guided = family.make_policy(guidance_scale=4.5)
+    latents, embeds = some_latents(policy), policy.encode_prompts(prompts)
+    assert (velocity(guided, latents, embeds) - velocity(policy, latents, embeds)).abs().max() > 1e-3
+
+
+def test_a_batch_is_its_samples_one_by_one(policy, prompts):
+    latents, embeds = some_latents(policy), policy.encode_prompts(prompts)
+    together, images = velocity(policy, latents, embeds), policy.decode(latents)
+    for i in range(2):
+        alone = policy.encode_prompts(prompts[i : i + 1])
+        # another batch size takes other matrix kernels, which round otherwise
+        torch.testing.assert_close(alone.tokens[0], embeds.tokens[i], atol=1e-5, rtol=0)
+        torch.testing.assert_close(alone.pooled[0], embeds.pooled[i], atol=1e-5, rtol=0)
+        one = slice(i, i + 1)
+        torch.testing.assert_close(velocity(policy, latents[one], alone), together[one], atol=1e-5, rtol=0)
+        assert torch.equal(policy.decode(latents[one]), images[one])  # decoded image by image
+
+
+def test_a_slice_of_embeddings_is_a_batch_of_them(policy, prompts):
+    embeds = policy.encode_prompts(prompts)
+    both = type(embeds).cat([embeds[1:], embeds[:1]])
+    assert torch.equal(both.tokens, embeds.tokens.flip(0)) and torch.equal(both.pooled, embeds.pooled.flip(0))
+
+
+def test_decoded_images_are_fp32_in_the_unit_range(policy):
+    images = policy.decode(100 * some_latents(policy).bfloat16())
+    assert images.shape == (2, 3, 32, 32) and images.dtype == torch.float32
+    assert images.min() == 0 and images.max() == 1
+
+
+def test_sigmas_fall_from_one_to_zero(policy):
+    sigmas = policy.sigmas(5)
+    assert len(sigmas) == 6 and sigmas[0] == 1 and sigmas[-1] == 0
+    assert (sigmas.diff() < 0).all()
+
+
+def test_sigmas_of_an_evaluation_do_not_change_those_of_a_rollout(policy):
+    rollout_sigmas = policy.sigmas(5)
+    kept = rollout_sigmas.clone()
+    policy.sigmas(3)
+    assert torch.equal(rollout_sigmas, kept) and torch.equal(policy.sigmas(5), kept)
+
+
+# The adapter
+
+
+def test_gradients_reach_all_of_the_adapter_and_nothing_else(adapted, prompts):
+    for name, parameter in adapted.network.named_parameters():
+        assert parameter.requires_grad == ("lora" in name), name
+        assert not parameter.requires_grad or parameter.dtype == torch.float32
+    for name, part in adapted.pipeline.components.items():
+        if isinstance(part, torch.nn.Module) and part is not adapted.network:
+            assert not any(parameter.requires_grad for parameter in part.parameters()), name
+    names = [name for name, parameter in adapted.network.named_parameters() if parameter.requires_grad]
+    without = [name for name, gradient in zip(names, gradients(adapted, prompts), strict=True) if not gradient.any()]
+    # SD3's last block drops its text, and with it what the text's queries found
+    assert all("transformer_blocks.1.attn.add_q_proj" in name for name in without)
+
+
+def test_half_precision_leaves_the_adapter_the_vae_and_the_velocity_in_fp32(family, prompts):
+    policy = family.make_policy(mixed_precision="bf16")
+    dtypes = {p.requires_grad: p.dtype for p in policy.network.parameters() if p.is_floating_point()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
+    assert next(policy.pipeline.vae.parameters()).dtype == torch.float32
+    predicted = velocity(policy, some_latents(policy), policy.encode_prompts(prompts))
+    assert predicted.dtype == torch.float32 and predicted.isfinite().all()
+
+
+def test_a_fresh_adapter_is_the_base_model(family, policy, pipeline, prompts):
+    start = some_latents(policy)
+    expected = family.draw(pipeline, prompts, start)
+    # the sampler is another, whose products are rounded otherwise
+    torch.testing.assert_close(last_latents(policy, prompts, start), expected, atol=1e-5, rtol=0)
+
+
+@contextmanager
+def distributed(policy, tmp_path):
+    """The policy behind DistributedDataParallel, as a run of several processes has it."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    policy.forward_module = DistributedDataParallel(policy.network)
+    try:
+        yield
+    finally:
+        policy.forward_module = policy.network
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_without_its_adapter_the_policy_is_the_base_model(adapted, policy, prompts, tmp_path, is_wrapped):
+    latents, embeds = some_latents(adapted), adapted.encode_prompts(prompts)
+    base = velocity(policy, latents, embeds)  # its adapter is fresh
+    with distributed(adapted, tmp_path) if is_wrapped else nullcontext():
+        with_adapter = velocity(adapted, latents, embeds)
+        with adapted.disable_adapter():
+            without_adapter = velocity(adapted, latents, embeds)
+        assert torch.equal(without_adapter, base)
+        assert (with_adapter - base).abs().max() > 0.01
+        assert torch.equal(velocity(adapted, latents, embeds), with_adapter)
+
+
+def test_the_adapter_is_back_after_an_error_and_goes_on_training(adapted, prompts):
+    before = gradients(adapted, prompts)
+    with pytest.raises(RuntimeError, match="midway"), adapted.disable_adapter():
+        raise RuntimeError("midway")
+    after = gradients(adapted, prompts)
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_saved_lora_loads_into_the_pipeline_with_its_scale(family, adapted, pipeline, prompts, tmp_path):
+    start = some_latents(adapted)
+    adapted.save_lora(tmp_path)
+    fresh = family.load_pipeline()
+    fresh.load_lora_weights(tmp_path)
+    expected = family.draw(fresh, prompts, start)
+    assert (expected - family.draw(pipeline, prompts, start)).abs().max() > 0.01, "no change would prove nothing"
+    # an adapter at scale 1 would be off by half its effect
+    torch.testing.assert_close(last_latents(adapted, prompts, start), expected, atol=1e-5, rtol=0)
+
+
+def test_saved_lora_loads_as_the_base_of_another_policy(family, adapted, prompts, tmp_path):
+    adapted.save_lora(tmp_path)
+    merged = family.make_policy(lora=tmp_path)
+    latents, embeds = some_latents(adapted), adapted.encode_prompts(prompts)
+    # merged into the weights the same products are summed in another order
+    torch.testing.assert_close(velocity(merged, latents, embeds), velocity(adapted, latents, embeds), atol=1e-5, rtol=0)
+    assert len(merged.lora_state()) == len(adapted.lora_state())  # its own, on top
+
+
+def test_saving_lora_takes_the_present_weights(adapted, tmp_path):
+    adapted.save_lora(tmp_path)
+    saved = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+    state = adapted.lora_state()
+    assert len(saved) == len(state) == len(trained_parameters(adapted))
+    assert all(torch.equal(saved[f"transformer.{name}"], tensor) for name, tensor in state.items())
+
+
+def test_lora_state_goes_from_one_policy_into_another(family, adapted, prompts):
+    other = family.make_policy(lora_rank=4, lora_alpha=8)
+    other.load_lora_state({name: tensor.clone() for name, tensor in adapted.lora_state().items()})
+    latents, embeds = some_latents(other), other.encode_prompts(prompts)
+    assert torch.equal(velocity(other, latents, embeds), velocity(adapted, latents, embeds))
+
+
+def test_lora_state_of_another_model_is_refused_with_an_example(policy):
+    state = policy.lora_state()
+    name, tensor = next(iter(state.items()))
+    with pytest.raises(ValueError, match="another model.*elsewhere"):
+        policy.load_lora_state({**state, "elsewhere.lora_A.weight": tensor})
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        policy.load_lora_state({other: tensor for other, tensor in state.items() if other != name})
+
+
+# Memory and speed
+
+
+def test_gradient_checkpointing_runs_blocks_twice_and_changes_no_gradient(family, adapted, prompts):
+    policy = family.make_policy()
+    policy.load_lora_state(adapted.lora_state())
+    calls = []
+    policy.network.transformer_blocks[0].attn.register_forward_hook(lambda *_: calls.append(1))
+    expected = gradients(policy, prompts)
+    assert len(calls) == 1
+    policy.enable_gradient_checkpointing()
+    assert all(torch.equal(one, other) for one, other in zip(gradients(policy, prompts), expected, strict=True))
+    assert len(calls) == 3  # forward, and once more in the backward pass
+    velocity(policy, some_latents(policy), policy.encode_prompts(prompts))
+    assert len(calls) == 4  # sampling has no backward pass
+
+
+def test_compiled_blocks_compute_the_same_with_and_without_the_adapter(family, adapted, prompts):
+    policy, counter = family.make_policy(), CompileCounter()
+    policy.load_lora_state(adapted.lora_state())
+    policy.compile(backend=counter)
+    latents, embeds = some_latents(policy), policy.encode_prompts(prompts)
+    # the counting backend runs the captured operations as they are
+    assert torch.equal(velocity(policy, latents, embeds), velocity(adapted, latents, embeds))
+    assert counter.frame_count == 2  # either family has two blocks
+    with policy.disable_adapter(), adapted.disable_adapter():
+        assert torch.equal(velocity(policy, latents, embeds), velocity(adapted, latents, embeds))
+    assert policy.lora_state().keys() == adapted.lora_state().keys()
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="unknown policy 'sdxl'; known: sd3, flux"):
+        load_policy("sdxl", "models/tiny-sd3", "no")
