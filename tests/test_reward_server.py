@@ -5,6 +5,7 @@ import logging
 import socket
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -114,13 +115,13 @@ def test_client_that_drips_is_cut_off(monkeypatch, num_whole_bytes):
     ):
         connection.sendall(data[:num_whole_bytes])
         connection.settimeout(0.02)
-        for byte in data[num_whole_bytes : num_whole_bytes + 1000]:
-            try:
-                connection.sendall(bytes([byte]))
+        answer, rest = b"", iter(data[num_whole_bytes : num_whole_bytes + 1000])
+        while not answer:
+            connection.sendall(bytes([next(rest)]))
+            with suppress(TimeoutError):
                 answer = connection.recv(65536)
-                break
-            except TimeoutError:
-                continue
+        connection.settimeout(None)
+        answer += b"".join(iter(lambda: connection.recv(65536), b""))
         assert answer.startswith(b"HTTP/1.1 408") and b"too slowly" in answer
 
 
