@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # config/ is not installed: 
 
 from config.grpo import get_config  # noqa: E402
 from flow_grpo.rewards import multi_score  # noqa: E402
-from flow_grpo.training.data import load_prompts  # noqa: E402
+from flow_grpo.training.data import load_metadata, load_prompts  # noqa: E402
 from flow_grpo.training.distributed import Distributed  # noqa: E402
 from flow_grpo.training.evaluation import evaluate  # noqa: E402
 from flow_grpo.training.policies.load import load_policy  # noqa: E402
@@ -46,9 +46,11 @@ def main() -> None:
         max_sequence_length=config.max_sequence_length,
         device=distributed.device,
     )
+    dataset = args.dataset or config.dataset
     evaluation = evaluate(
         policy,
-        load_prompts(args.dataset or config.dataset, "test")[: num_prompts or None],
+        load_prompts(dataset, "test")[: num_prompts or None],
+        load_metadata(dataset, "test")[: num_prompts or None],
         multi_score(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict()),
         SDE(config.sample.num_steps, config.sample.noise_level, config.sample.sde)
         if args.rollout

@@ -1,6 +1,7 @@
 """Score the policy on held-out prompts: one fixed noise a prompt, each prompt counted once."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +46,7 @@ class Evaluation:
 def evaluate(
     policy: Policy,
     prompts: list[str],
+    metadata: list[dict[str, Any]],
     score_fn: MultiScore,
     sde: SDE,
     batch_size: int,
@@ -63,7 +65,7 @@ def evaluate(
         chosen = [prompts[i] for i in indices]
         seeds = [sample_seed(seed, i) for i in indices]
         images = rollout(policy, chosen, seeds, sde, num_kept=0).images
-        scores = score_fn.submit(images, chosen, [{}] * len(chosen))
+        scores = score_fn.submit(images, chosen, [metadata[i] for i in indices])
         signals = {f"signal/{name}": values for name, values in image_signals(images).items()}
         pending.append((chosen, images if start < num_examples else None, scores, signals))
     rows, examples = [], []

@@ -1,7 +1,8 @@
 """The scores of an epoch's samples, with their maps pooled to the policy's tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -40,6 +41,7 @@ def submit_samples(
     score_fn: MultiScore,
     images: torch.Tensor,
     prompts: Sequence[str],
+    metadata: Sequence[Mapping[str, Any]],
     group_ids: torch.Tensor,
     token_grid: tuple[int, int] | None,
 ) -> Callable[[], Scored]:
@@ -47,7 +49,7 @@ def submit_samples(
 
     token_grid: (rows, columns) to pool the maps to; None leaves them out.
     """
-    pending = score_fn.submit(images, prompts, [{}] * len(prompts))
+    pending = score_fn.submit(images, prompts, metadata)
     group_ids = group_ids.to(images.device)
     signals = {f"signal/{name}": values for name, values in image_signals(images).items()}
 
@@ -83,9 +85,15 @@ class PendingScores:
         self._pending: list[Callable[[], Scored]] = []
         self.failure: Exception | None = None
 
-    def submit(self, images: torch.Tensor, prompts: Sequence[str], group_ids: torch.Tensor) -> None:
+    def submit(
+        self,
+        images: torch.Tensor,
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, Any]],
+        group_ids: torch.Tensor,
+    ) -> None:
         try:
-            self._pending.append(submit_samples(self._score_fn, images, prompts, group_ids, self._token_grid))
+            self._pending.append(submit_samples(self._score_fn, images, prompts, metadata, group_ids, self._token_grid))
         except Exception as error:
             self.failure = self.failure or error
 

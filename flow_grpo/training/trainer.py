@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from flow_grpo.rewards import multi_score
 from flow_grpo.training import checkpoint
 from flow_grpo.training.credit import Credit, CreditRule, assign_credit
-from flow_grpo.training.data import GroupSampler, load_prompts
+from flow_grpo.training.data import GroupSampler, load_metadata, load_prompts
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.ema import ExponentialMovingAverage
 from flow_grpo.training.evaluation import evaluate
@@ -39,8 +39,10 @@ class Trainer:
             rank=distributed.rank,
             num_processes=geometry.num_processes,
             same_start=config.sample.same_start,
+            metadata=load_metadata(config.dataset, "train"),
         )
         self.eval_prompts = load_prompts(config.dataset, "test")[: config.num_eval_prompts or None]
+        self.eval_metadata = load_metadata(config.dataset, "test")[: len(self.eval_prompts)]
         self.resume_path = self._find_resume_path()
         # The scorers come before the weights: a missing engine should not cost a download.
         self.score_fn = multi_score(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict())
@@ -82,7 +84,7 @@ class Trainer:
     def _try_scorers(self) -> None:
         """Score one grey image, so that what fails at every image, or gives no map to weigh by, fails now."""
         grey = torch.full((1, 3, self.config.resolution, self.config.resolution), 0.5, device=self.distributed.device)
-        _, extras = self.score_fn(grey, self.sampler.prompts[:1], [{}])
+        _, extras = self.score_fn(grey, self.sampler.prompts[:1], self.sampler.metadata[:1])
         needs = {
             "advantage.mode": (self.config.advantage.mode, "scalar"),
             "train.spatial_kl": (self.config.train.spatial_kl, 0.0),
@@ -181,7 +183,7 @@ class Trainer:
             )
             sampled = time.perf_counter()
             # scorers with workers of their own go on while the next batch is sampled
-            scores.submit(drawn.images, batch.prompts, batch.group_ids)
+            scores.submit(drawn.images, batch.prompts, batch.metadata, batch.group_ids)
             trajectories.append(replace(drawn, images=None))
             seconds["sample"] += sampled - begin
             seconds["score"] += time.perf_counter() - sampled
@@ -233,6 +235,7 @@ class Trainer:
             evaluation = evaluate(
                 self.policy,
                 self.eval_prompts,
+                self.eval_metadata,
                 self.score_fn,
                 SDE(self.config.sample.eval_num_steps, noise_level=0.0),
                 self.geometry.batch_size,

@@ -12,6 +12,7 @@ from flow_grpo.training.rollout import SDE, rollout
 
 REWARD = "brightness_reward:Brightness"
 HELD_OUT = [f'a red circle and a blue sign that says "{word}"' for word in ("HUT", "SOB", "TAN", "LAP", "NOR")]
+METADATA = [{"number": number} for number in range(len(HELD_OUT))]
 
 
 @pytest.fixture(scope="module")
@@ -21,20 +22,29 @@ def score_fn():
 
 def run(policy, score_fn, batch_size=2, **options):
     return evaluate(
-        policy, HELD_OUT, score_fn, SDE(3, noise_level=0.0), batch_size, seed=1, distributed=Distributed(), **options
+        policy,
+        HELD_OUT,
+        METADATA,
+        score_fn,
+        SDE(3, noise_level=0.0),
+        batch_size,
+        seed=1,
+        distributed=Distributed(),
+        **options,
     )
 
 
 def test_each_prompt_is_scored_once_though_the_last_batch_is_short(policy, score_fn):
-    asked = []
+    asked, told = [], []
 
     def listening(images, prompts, metadata=None):
         asked.extend(prompts)
-        assert len(images) == len(prompts) == len(metadata)
+        told.extend(metadata)
+        assert len(images) == len(prompts)
         return Score(images.mean(dim=(1, 2, 3)))
 
     evaluation = run(policy, MultiScore({"listening": listening}, {"listening": 1.0}))
-    assert asked == HELD_OUT
+    assert asked == HELD_OUT and told == METADATA
     assert len(evaluation.examples) == 5
 
 

@@ -16,7 +16,9 @@ def some_images(batch=4, seed=0):
 
 def score(images, **options):
     score_fn = multi_score("cpu", {REWARD: 2.0}, {REWARD: options})
-    return submit_samples(score_fn, images, ["prompt"] * len(images), torch.arange(len(images)), (4, 4))()
+    return submit_samples(
+        score_fn, images, ["prompt"] * len(images), [{}] * len(images), torch.arange(len(images)), (4, 4)
+    )()
 
 
 def test_rewards_are_weighted_and_maps_are_pooled_to_the_grid():
@@ -62,7 +64,7 @@ def test_the_first_failure_of_a_scorer_is_held_until_the_run_asks():
 
     scores = PendingScores(MultiScore({"broken": broken}, {"broken": 1.0}), None)
     for prompt in ("first", "second"):
-        scores.submit(some_images(1), [prompt], torch.tensor([0]))
+        scores.submit(some_images(1), [prompt], [{}], torch.tensor([0]))
     assert scores.collect() is None and str(scores.failure) == "cannot score first"
 
 
@@ -72,6 +74,6 @@ def test_a_failure_may_come_as_late_as_the_answer():
             return lambda: 1 / 0
 
     scores = PendingScores(MultiScore({"late": Late()}, {"late": 1.0}), None)
-    scores.submit(some_images(1), ["p"], torch.tensor([0]))
+    scores.submit(some_images(1), ["p"], [{}], torch.tensor([0]))
     assert scores.failure is None
     assert scores.collect() is None and isinstance(scores.failure, ZeroDivisionError)

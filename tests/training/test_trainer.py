@@ -116,12 +116,16 @@ def test_an_evaluation_is_of_the_averaged_weights(finished_run, make_policy):
     policy.load_lora_state(state["lora"])
 
     def reward():
-        settings = (
+        return evaluate(
+            policy,
+            trainer.eval_prompts,
+            trainer.eval_metadata,
+            trainer.score_fn,
             SDE(trainer.config.sample.eval_num_steps, noise_level=0.0),
             trainer.geometry.batch_size,
             trainer.config.seed,
-        )
-        return evaluate(policy, trainer.eval_prompts, trainer.score_fn, *settings, Distributed()).metrics["eval/reward"]
+            Distributed(),
+        ).metrics["eval/reward"]
 
     of_weights = reward()
     trained = [p for p in policy.network.parameters() if p.requires_grad]
@@ -331,6 +335,23 @@ def test_a_prompt_without_quotes_stops_an_ocr_run_with_the_prompt(make_trainer, 
         (tmp_path / f"{split}.txt").write_text("a blue sign without any word\n")
     with pytest.raises(ValueError, match="a blue sign without any word"):
         make_trainer(tmp_path / "run", rewards={"ocr_map": 1.0}, dataset=str(tmp_path), eval_every=0).train()
+
+
+def test_metadata_of_a_prompt_reaches_its_images_scorer(make_trainer, tmp_path):
+    for split in ("train", "test"):
+        lines = [json.dumps({"prompt": f"a red circle {i}", "metadata": {"number": i}}) for i in range(4)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    trainer = make_trainer(tmp_path / "run", num_epochs=1, dataset=str(tmp_path), num_eval_prompts=2)
+    submit, told = trainer.score_fn.submit, []
+
+    def listening(images, prompts, metadata):
+        told.extend(zip(prompts, metadata, strict=True))
+        return submit(images, prompts, metadata)
+
+    trainer.score_fn.submit = listening
+    trainer.train()
+    assert len(told) == 2 + 8 + 2  # an evaluation, two batches of four, an evaluation
+    assert all(prompt == f"a red circle {metadata['number']}" for prompt, metadata in told)
 
 
 def test_a_scorer_that_fails_ends_the_run_with_its_error_and_a_checkpoint(make_trainer, tmp_path):

@@ -52,7 +52,8 @@ def main(folder: Path, batch_size: int) -> None:
     held_out = [prompt.replace("red", "blue") for prompt in in_training[0][0][:1]] * NUM_HELD_OUT
     held_out = [f"{prompt} {index}" for index, prompt in enumerate(held_out)]
     evaluation = evaluate(
-        trainer.policy, held_out, trainer.score_fn, SDE(3, noise_level=0.0), batch_size, 1, trainer.distributed
+        *(trainer.policy, held_out, [{}] * NUM_HELD_OUT, trainer.score_fn, SDE(3, noise_level=0.0)),
+        *(batch_size, 1, trainer.distributed),
     )
     torch.save(
         {
