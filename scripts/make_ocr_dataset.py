@@ -31,14 +31,14 @@ SENTENCE_SHARE, PERIOD_SHARE = 0.8, 0.4  # of the prompts that begin with a capi
 SPELLINGS = ("as written",) * 5 + ("title",) * 8 + ("upper",) * 5 + ("lower",) * 2
 _SMALL_WORDS = re.compile(r"an?|and|at|by|for|from|in|is|of|on|or|per|the|to|vs|via|with|[ap]m|[kc]?m|k?g|min|ml|bpm|s")
 # The grammar writes "a" throughout. It becomes "an" before the sound of a vowel, which is not always its letter.
-_AN = re.compile(r"\ba (?=(?!one\b|once|use|uni(?!m|n)|euro|ufo)[aeiou]|LED\b|8|1[18]\b|hour|honest|heirloom)", re.I)
+_AN = re.compile(r"\ba (?=(?i:(?!one\b|once|use|uni(?!m|n)|euro|ufo)[aeiou]|8|1[18]\b|hour|honest|heirloom)|LED\b)")
 
 
 def draw_target(rng: random.Random, grammar: Grammar, subject: str, name: str) -> str:
     """A text that something of this subject would bear: a "word", or a "target" of several."""
     while True:
         text = grammar.draw(rng, name, subject)
-        text = _AN.sub(lambda match: match[0][0] + "n ", text)
+        text = _AN.sub("an ", text)
         if len(text) in TARGET_LENGTHS and (name == "word" or " " in text) and not _repeats(text, 3):
             return _spelled(text[0].upper() + text[1:], pick(rng, SPELLINGS))
 
@@ -49,7 +49,7 @@ def _spelled(text: str, spelling: str) -> str:
     if spelling == "lower":
         return text.lower()
     if spelling == "title":
-        return " ".join(w if _SMALL_WORDS.fullmatch(w) else w[0].upper() + w[1:] for w in text.split(" "))
+        return " ".join(w if _SMALL_WORDS.fullmatch(w.strip(",:?")) else w[0].upper() + w[1:] for w in text.split(" "))
     return text
 
 
@@ -57,7 +57,7 @@ def draw_prompt(rng: random.Random, grammar: Grammar, subject: str, target: str)
     """A prompt around a target."""
     while True:
         text = _placed(rng, grammar, subject)
-        text = _AN.sub(lambda match: match[0][0] + "n ", text)
+        text = _AN.sub("an ", text)
         if not _repeats(text, 4):
             break
     if " " not in target:
