@@ -152,6 +152,7 @@ def main() -> None:
         print("\n".join(prompts["train"][: args.show]))
         return
     rows = {split: figures(lines) for split, lines in prompts.items()}
+    args.out.mkdir(parents=True, exist_ok=True)
     for split, lines in prompts.items():
         (args.out / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="ascii")
     print("| | train | test |\n|---|---|---|")

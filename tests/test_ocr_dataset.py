@@ -57,9 +57,11 @@ def test_the_script_writes_the_committed_files_byte_for_byte(tmp_path):
     script = root / "scripts" / "make_ocr_dataset.py"
     # another hash seed than this process's: no order of a set may reach the files
     environment = {"PYTHONPATH": str(root), "PYTHONHASHSEED": "1"}
-    subprocess.run([sys.executable, script, "--out", tmp_path], env=environment, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, script, "--out", tmp_path / "ocr"], env=environment, check=True, capture_output=True
+    )
     for split in SPLITS:
-        assert (tmp_path / f"{split}.txt").read_bytes() == (FOLDER / f"{split}.txt").read_bytes()
+        assert (tmp_path / "ocr" / f"{split}.txt").read_bytes() == (FOLDER / f"{split}.txt").read_bytes()
 
 
 def test_another_seed_gives_other_prompts():
