@@ -17,8 +17,10 @@ _SCORERS = {
     "clip_gradcam": "flow_grpo.clip_gradcam_scorer:ClipGradcamScorer",
     "clip_attention": "flow_grpo.clip_attention_scorer:ClipAttentionScorer",
     "clip_decomposition": "flow_grpo.clip_decomposition_scorer:ClipDecompositionScorer",
+    "jpeg_compressibility": "flow_grpo.jpeg_scorer:JpegScorer",
     "ocr": "flow_grpo.ocr_scorer:OcrScorer",
     "ocr_map": "flow_grpo.ocr_map_scorer:OcrMapScorer",
+    "pickscore": "flow_grpo.pick_scorer:PickScorer",
 }
 
 RewardFn = Callable[[Tensor, Sequence[str], Sequence[Mapping[str, Any]] | None], tuple[Tensor, dict[str, Any]]]
