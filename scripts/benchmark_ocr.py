@@ -6,11 +6,13 @@ twice: with the library's threads (as many as cores) and with one.
 """
 
 import argparse
+import logging
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
 from flow_grpo.ocr_reader import make_reader
-from flow_grpo.paddle_ocr import MODELS, _model_folders
+from flow_grpo.paddle_ocr import MODELS, PARTS, _model_folders
 from flow_grpo.score import to_uint8
 from flow_grpo.signs_world import words
 from flow_grpo.text_match import normalise, similarity
@@ -54,21 +56,22 @@ def draw_sign(size: int, rng: np.random.Generator) -> tuple[np.ndarray, str]:
 
 
 def flow_grpo_loop(**options) -> ReadTexts:
+    if not version("paddleocr").startswith("3."):
+        raise ImportError("the loop is written for PaddleOCR 3")
     import paddleocr
 
+    logging.getLogger("paddlex").setLevel(logging.ERROR)  # it announces every model
     library_detector = {"limit_type": "min", "limit_side_len": 64, "use_dilation": False}
     with _model_folders("onnxruntime", None, [], library_detector) as folders:
+        for part, task in PARTS.items():
+            options |= {f"{task}_model_name": MODELS[part], f"{task}_model_dir": str(folders[part])}
         ocr = paddleocr.PaddleOCR(
-            text_detection_model_name=MODELS["det"],
-            text_detection_model_dir=str(folders["det"]),
-            text_recognition_model_name=MODELS["rec"],
-            text_recognition_model_dir=str(folders["rec"]),
+            **options,
             engine="onnxruntime",
             device="cpu",
             use_doc_orientation_classify=False,
             use_doc_unwarping=False,
             use_textline_orientation=False,
-            **options,
         )
     return lambda images: ["".join(ocr.predict(image)[0]["rec_texts"]) for image in to_uint8(images)]
 
