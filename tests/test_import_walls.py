@@ -14,7 +14,10 @@ TRAINING = sorted((PACKAGE / "training").rglob("*.py"))
 
 TRAINERS_LIBRARIES = {"diffusers", "accelerate", "peft", "wandb", "ml_collections"}
 # Needed by one scorer or another, so imported where its model is built.
-MODEL_LIBRARIES = {"transformers", "rapidocr", "paddleocr", "onnxruntime", "cv2", "Levenshtein", "scipy"}
+MODEL_LIBRARIES = {
+    *("transformers", "open_clip", "rapidocr", "paddleocr", "paddlex", "paddle", "onnxruntime", "cv2"),
+    *("Levenshtein", "scipy", "yaml", "requests"),
+}
 # A fork has files of these names, and its own ideas of what stands in them.
 FORKS_OWN = {"flow_grpo.clip_scorer", "flow_grpo.ocr_scorer", "flow_grpo.rewards"}
 IMAGE_LEVEL_SCORERS = {"clip_scorer.py", "ocr_scorer.py", "pick_scorer.py"}
