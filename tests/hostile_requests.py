@@ -34,11 +34,14 @@ def request(body=BODY, line="POST /score HTTP/1.1", **headers):
 
 def exchange(port, data):
     """Send bytes and nothing more; the answer's (status, headers, body), or None where there is none."""
+    answer = b""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         with suppress(OSError):  # refused before all of it was sent
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
-        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        with suppress(ConnectionResetError):  # turned away
+            while chunk := connection.recv(65536):
+                answer += chunk
     if not answer:
         return None
     head, _, body = answer.partition(b"\r\n\r\n")
