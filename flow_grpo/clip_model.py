@@ -20,8 +20,8 @@ DEFAULT_MODEL = "openai/clip-vit-large-patch14"
 LOGIT_DIVISOR = 30.0
 NUM_CACHED_PROMPTS = 4096
 
-# fp16 gradients of a score by an activation fall under its smallest number; multiplied before, divided after.
-_FP16_GRADIENT_SCALE = 2.0**12
+# In fp16 the gradient of a score by an activation may lie under the smallest number: multiplied before, divided after.
+_FP16_GRADIENT_SCALE = 2.0**8
 
 
 class Tower(Protocol):
@@ -211,7 +211,7 @@ def _load_parts(model: str, device: torch.device, dtype: torch.dtype) -> ClipPar
 
 
 def _take_apart(model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype | None) -> ClipParts:
-    if hasattr(model, "vision_model"):
+    if hasattr(model, "vision_model") and hasattr(model, "visual_projection"):
         from flow_grpo.clip_transformers import take_apart
     elif hasattr(model, "visual"):
         from flow_grpo.clip_open_clip import take_apart

@@ -78,7 +78,7 @@ class ResNetTower:
 
     def run(self, pixels: Tensor, texts: Tensor, request: Request) -> Record:
         """One pass. pixels: (B, 3, H, W) preprocessed fp32."""
-        record = Record(embeds=texts)
+        record = Record()
         hidden = pixels.to(self.dtype)
         for index, stage in enumerate(self.stages):
             # a stage's own output is what is watched, so the graph begins behind it

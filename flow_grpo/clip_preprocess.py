@@ -5,7 +5,7 @@ Both directions are separable, so each is one small matrix for the rows and one 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,11 +48,11 @@ class ClipPreprocess:
         sum lies on the edge between two. Like Pillow it keeps 8 bits after each of the two passes; the gradient takes that
         rounding for the identity (a straight-through estimator) and is zero where a value is clamped.
         """
-        levels = _to_levels(images.float() * 255)
         cuts = [self._cut(axis, images.shape[2:]) for axis in (0, 1)]
-        for axis in _pass_order(*cuts):
-            matrix = cuts[axis].resampling().to(levels)
-            levels = _to_levels(levels @ matrix.T if axis else matrix @ levels)
+        # fp64: where TF32 is allowed, fp32 products would be off by levels, and maps by more than their range allows
+        passes = [(axis, cuts[axis].resampling().to(images.device)) for axis in _pass_order(*cuts)]
+        # one by one: fp64 copies of a whole batch could need more memory than the tower
+        levels = torch.stack([_resized(image, passes) for image in images])  # (B, 3, *crop)
         mean, std = (torch.tensor(values).to(levels).view(3, 1, 1) for values in (self.mean, self.std))
         return (levels / 255 - mean) / std
 
@@ -67,7 +67,7 @@ class ClipPreprocess:
         Bilinear, antialiased where the image has fewer pixels than there are cells; values keep their range.
         """
         rows, cols = (self._cut(axis, size).spreading(cells.shape[1 + axis]).to(cells.device) for axis in (0, 1))
-        return rows @ cells.float() @ cols.T
+        return (rows @ cells.double() @ cols.T).float()
 
     def _cut(self, axis: int, size: tuple[int, int]) -> "_Cut":
         num_pixels, length = size[axis], self.crop[axis]
@@ -112,6 +112,14 @@ class _Cut:
         return _weights(centres, num_cells, max(scale, 1.0), _triangle, reach=1.0)
 
 
+def _resized(image: Tensor, passes: Sequence[tuple[int, Tensor]]) -> Tensor:
+    """An image (3, H, W) in [0, 1] resampled along each pass's axis: 8-bit levels as fp32."""
+    levels = _to_levels(image.double() * 255)
+    for axis, matrix in passes:
+        levels = _to_levels(levels @ matrix.T if axis else matrix @ levels)
+    return levels.float()
+
+
 def _pass_order(rows: _Cut, cols: _Cut) -> tuple[int, int]:
     """Which axis is resized first, 0 the height and 1 the width: it shows where a first pass overshoots and is clamped.
 
@@ -124,13 +132,13 @@ def _pass_order(rows: _Cut, cols: _Cut) -> tuple[int, int]:
 def _weights(
     centres: Tensor, num_inputs: int, width: float, kernel: Callable[[Tensor], Tensor], reach: float
 ) -> Tensor:
-    """(len(centres), num_inputs) fp32: the kernel, widened by `width`, around each centre; every row sums to 1.
+    """(len(centres), num_inputs) fp64: the kernel, widened by `width`, around each centre; every row sums to 1.
 
     The kernel is cut off at the border and the rest scaled up, as Pillow does.
     """
     distance = (torch.arange(num_inputs, dtype=torch.float64) + 0.5 - centres[:, None]) / width
     weights = torch.where(distance.abs() < reach, kernel(distance.abs()), 0)
-    return (weights / weights.sum(dim=1, keepdim=True)).float()
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 def _cubic(x: Tensor) -> Tensor:

@@ -58,9 +58,9 @@ class Contributions:
 
 @dataclass
 class Record:
-    """What a tower hands back: its image embeddings (B, E) fp32, and what was asked for, still part of the graph."""
+    """What a tower hands back: what was asked for and its image embeddings (B, E) fp32, still part of the graph."""
 
-    embeds: Tensor
+    embeds: Tensor | None = None
     features: dict[int, Tensor] = field(default_factory=dict)
     attention: dict[int, Tensor] = field(default_factory=dict)
     mean_attention: dict[int, Tensor] = field(default_factory=dict)

@@ -16,12 +16,16 @@ BICUBIC = 3  # Pillow's number, as preprocessor_config.json writes it
 def load(name: str, device: torch.device, dtype: torch.dtype) -> ClipParts:
     """A hub id or folder, its weights frozen.
 
-    Raises ImportError without transformers, ValueError where its preprocessing is not CLIP's, OSError as transformers does.
+    Raises ImportError without transformers, ValueError where it is no CLIP or its preprocessing is not CLIP's, OSError as
+    transformers does.
     """
     try:
-        from transformers import AutoTokenizer, CLIPModel, ImageProcessingMixin
+        from transformers import AutoConfig, AutoTokenizer, CLIPModel, ImageProcessingMixin
     except ImportError as error:
         raise ImportError('CLIP scorers need transformers: pip install "flow-grpo-maps[clip]"') from error
+    kind = AutoConfig.from_pretrained(name).model_type
+    if kind != "clip":  # CLIPModel would only warn, and start from random weights
+        raise ValueError(f"model {name!r} is of transformers' type {kind!r}; only clip is known here")
     model = CLIPModel.from_pretrained(name).to(device, dtype).eval().requires_grad_(False)
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(name)

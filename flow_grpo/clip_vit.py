@@ -74,7 +74,7 @@ class VitTower:
         """One pass. pixels: (B, 3, H, W) preprocessed fp32. texts: (B, E) fp32, what contributions are measured along."""
         with torch.set_grad_enabled(request.pixels):
             hidden = self.embed(pixels.to(self.dtype))  # (B, T, D)
-        record = Record(embeds=texts)
+        record = Record()
         shares = _Shares(self, texts, hidden) if request.contributions else None
         for index, block in enumerate(self.blocks):
             with torch.set_grad_enabled(index >= request.first_block):
@@ -90,7 +90,14 @@ class VitTower:
         return feature[:, 1:].unflatten(1, self.grid).float()
 
     def _run_block(self, index, block, hidden, request, record, shares):
-        normed = block.norm1(hidden)
+        attended = self._attend(index, block, block.norm1(hidden), request, record, shares)  # (B, T or 1, D)
+        hidden = hidden[:, : attended.shape[1]] + attended
+        brought = block.mlp(hidden)
+        if shares is not None:
+            shares.add_mlp(brought[:, 0])
+        return hidden + brought
+
+    def _attend(self, index, block, normed, request, record, shares):
         if index in request.features:
             normed = record.features[index] = watched(normed)
         is_last = index == self.num_blocks - 1
@@ -110,11 +117,7 @@ class VitTower:
             mixed = attention.to(value.dtype) @ value
         else:
             mixed = F.scaled_dot_product_attention(query, key, value)
-        hidden = hidden[:, : query.shape[2]] + block.out(mixed.transpose(1, 2).flatten(2))
-        brought = block.mlp(hidden)
-        if shares is not None:
-            shares.add_mlp(brought[:, 0])
-        return hidden + brought
+        return block.out(mixed.transpose(1, 2).flatten(2))
 
     def _heads(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, T, D / heads)

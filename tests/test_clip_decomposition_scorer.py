@@ -63,7 +63,10 @@ def test_terms_are_linear_in_the_text(pair, images):
     clip = load_clip(pair)
     texts, _ = clip.embed_texts(PROMPTS)
     pixels = clip.preprocess(images)
-    run = lambda along: clip.tower.run(pixels, along, ClipDecompositionScorer.request).contributions.tokens  # noqa: E731
+
+    def run(along):
+        return clip.tower.run(pixels, along, ClipDecompositionScorer.request).contributions.tokens
+
     swapped = texts.roll(1, 0)
     torch.testing.assert_close(run(texts) * 2 - run(swapped), run(2 * texts - swapped), rtol=1e-4, atol=1e-4)
 

@@ -4,14 +4,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import CLIPProcessor
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from flow_grpo import clip_model
 from flow_grpo.clip_model import ClipModel, load_clip
 from flow_grpo.clip_trace import Request
 from flow_grpo.clip_vit import VitTower
-from tests.clip_models import LENGTH, make_clip
+from tests.clip_models import make_clip
 
 PROMPTS = ["red cat", "a dog", ""]
 EVERYTHING = Request(
@@ -86,22 +84,6 @@ def test_model_goes_with_its_last_user(folder):
     assert not clip_model._LOADED
 
 
-def test_preprocessing_is_the_folders_own(folder, pair):
-    processor = CLIPImageProcessorPil(
-        size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3]
-    )
-    CLIPProcessor(processor, pair[1]).save_pretrained(folder)
-    preprocess = load_clip(folder).preprocess
-    assert (preprocess.crop, preprocess.shortest_edge, preprocess.mean) == ((32, 32), 40, (0.1, 0.2, 0.3))
-
-
-@pytest.mark.parametrize("settings", [{"resample": 2}, {"crop_size": {"height": 24, "width": 24}}])
-def test_unknown_preprocessing_is_refused(folder, settings):
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, **settings).save_pretrained(folder)
-    with pytest.raises(ValueError, match="only bicubic"):
-        load_clip(folder)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -143,14 +125,6 @@ def test_text_cache_forgets_the_least_recently_used(monkeypatch, pair):
     assert list(clip._texts) == ["a", "c"]
     embeds, _ = clip.embed_texts(["d", "e", "f"])  # more than it holds
     assert embeds.shape[0] == 3 and len(clip._texts) == 2
-
-
-def test_long_prompt_is_truncated_as_clip_does_and_said_so(clip):
-    fits, long, longer = "a" * (LENGTH - 2), "a" * (LENGTH - 1), "a" * 500
-    embeds, truncated = clip.embed_texts([fits, long, longer, ""])
-    assert truncated.tolist() == [False, True, True, False]
-    torch.testing.assert_close(embeds[1], embeds[2])
-    assert (embeds[0] - embeds[1]).abs().max() > 1e-3
 
 
 def test_batch_equals_singles(clip, images):
@@ -223,27 +197,14 @@ def test_half_tower_has_fp32_results_close_to_the_fp32_ones(clip, images, dtype,
 def test_tiny_gradients_survive_fp16(images):
     model, tokenizer = make_clip()
     model.logit_scale.data.fill_(0.0)  # a logit is a cosine
-    model.visual_projection.weight.data *= 100  # its gradient by an activation as small as the embedding is long
-    traces = [
-        load_clip((model, tokenizer), dtype=dtype).trace(images, PROMPTS, Request(features=frozenset({2})))
+    model.vision_model.pre_layrnorm.weight.data *= 2000  # of a residual stream that no block can turn far
+    request = Request(features=frozenset({2}))
+    exact, half = (
+        load_clip((model, tokenizer), dtype=dtype).trace(images, PROMPTS, request).features[2].gradient
         for dtype in ("float32", "float16")
-    ]
-    exact, half = (trace.features[2].gradient for trace in traces)
-    assert (exact - half).norm() < 0.02 * exact.norm()
-
-
-def test_requests_are_joined():
-    joined = Request(features=frozenset({1})) | Request(features=frozenset({2}), contributions=True)
-    assert joined == Request(features=frozenset({1, 2}), contributions=True)
-    assert joined.first_block == 1 and Request(contributions=True).first_block == float("inf")
-    assert (joined | Request(pixels=True)).first_block == 0
-
-
-def test_joined_request_gives_what_each_alone_gives(clip, images):
-    joined = clip.trace(images, PROMPTS, EVERYTHING)
-    alone = clip.trace(images, PROMPTS, Request(features=frozenset({2})))
-    torch.testing.assert_close(alone.features[2].gradient, joined.features[2].gradient)
-    torch.testing.assert_close(alone.logits, joined.logits)
+    )
+    assert exact.abs().median() < 1e-6  # fp16's smallest number is 6e-8
+    assert (exact - half).norm() < 0.01 * exact.norm()  # the weights' own rounding; without a scale 0.023
 
 
 def test_clip_model_is_what_load_gives(clip):

@@ -25,7 +25,7 @@ def test_every_pixel_is_within_one_level_of_the_processor(size, binary):
     # black and white overshoots at every edge: an order of passes, or a clamp, other than Pillow's costs 20 levels
     images = images.round() if binary else images
     levels = (ClipPreprocess((32, 32), 32)(images) - reference(images)).abs() * STD * 255
-    assert levels.max() < 1.001  # fp32 of the normalisation
+    assert levels.max() < 1.001  # fp32 of the normalised values
     assert levels.mean() < 0.01  # nearly all are equal
 
 

@@ -147,4 +147,4 @@ def test_map_needs_the_memory_of_the_score(large, images, name):
         scorer(images, PROMPTS)
     model.set_attn_implementation("eager")
     assert plain.peak > 4 * 2 * 257 * 512  # the hidden layer of one MLP, at the least
-    assert ours.peak < 1.3 * plain.peak
+    assert ours.peak < 1.1 * plain.peak
