@@ -1,0 +1,59 @@
+"""The launch scripts, run for real on this machine: CPU processes take the place of GPUs, and of machines."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flow_grpo.training.tracking import read_metrics
+
+SMALL = {
+    **{"num_groups": 2, "group_size": 4, "batch_size": 2, "num_epochs": 1, "eval_every": 0},
+    **{"sample.num_steps": 2, "train.num_steps": 1},
+}
+
+
+@pytest.fixture
+def environment():
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_", "NUM_"))}
+    return kept | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(Path.cwd()),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "WANDB_MODE": "disabled",
+        "RUN": "tiny_ocr_map",
+    }
+
+
+def start(script, run_dir, environment):
+    flags = [f"--config.{name}={value}" for name, value in SMALL.items()]
+    command = [f"scripts/{script}", *flags, f"--config.run_dir={run_dir}"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+
+
+def test_cpu_runs_on_two_processes(tmp_path, environment):
+    finish(start("cpu.sh", tmp_path, environment))
+    assert read_metrics(tmp_path)[0]["epoch"] == 0 and (tmp_path / "checkpoint-000001").is_dir()
+
+
+def test_multi_node_joins_two_machines_under_slurm(tmp_path, environment):
+    environment |= {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"}
+    nodes = [start("multi_node.sh", tmp_path, environment | {"SLURM_NODEID": rank}) for rank in "01"]
+    for node in nodes:
+        finish(node)
+    assert read_metrics(tmp_path)[0]["epoch"] == 0 and (tmp_path / "checkpoint-000001").is_dir()
+
+
+def test_multi_node_says_what_it_is_not_told(environment):
+    done = subprocess.run(
+        ["scripts/multi_node.sh"], env=environment | {"NUM_NODES": "2"}, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "NODE_RANK is missing" in done.stderr
