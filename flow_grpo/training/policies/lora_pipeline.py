@@ -43,7 +43,7 @@ class LoraPipeline:
 
         pipeline.to(self.device)
         pipeline.vae.to(torch.float32)
-        pipeline.vae.enable_slicing()  # one image at a time: the decoder's activations are large, and batching gains nothing
+        pipeline.vae.enable_slicing()  # one image at a time: in fp32 the decoder's activations are large
         for component in pipeline.components.values():
             if isinstance(component, nn.Module):
                 component.requires_grad_(False).eval()

@@ -142,9 +142,9 @@ def test_without_noise_a_rollout_draws_what_the_pipeline_draws(family, pipeline,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("guidance_scale", [1.0, 4.5])
-def test_the_ratio_is_exactly_one_before_the_first_update(family, prompts, kind, guidance_scale):
-    policy, sde = family.make_policy(guidance_scale=guidance_scale), SDE(4, 0.7, kind)
+@pytest.mark.parametrize("guidance_scale, mixed_precision", [(1.0, "no"), (4.5, "no"), (4.5, "bf16")])
+def test_the_ratio_is_exactly_one_before_the_first_update(family, prompts, kind, guidance_scale, mixed_precision):
+    policy, sde = family.make_policy(mixed_precision, guidance_scale=guidance_scale), SDE(4, 0.7, kind)
     trajectories = rollout(policy, prompts, [1, 2], sde, num_kept=3)
     for step in range(3):
         density = replay(policy, trajectories, step, sde)
