@@ -37,7 +37,8 @@ class ClipGradcamScorer(ClipMapScorer):
         block: int = -1,
     ):
         clip = load_clip(model, tokenizer, device, dtype)
-        self._block = block if block >= 0 else clip.tower.num_blocks + block
+        num_blocks = clip.tower.num_blocks
+        self._block = block + num_blocks if -num_blocks <= block < 0 else block
         self.request = Request(features=frozenset({self._block}))
         super().__init__(clip, logit_divisor)
 

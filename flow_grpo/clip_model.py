@@ -155,8 +155,8 @@ def load_clip(
         a loaded model of either library, alone with `tokenizer` or as a pair (model, tokenizer); or a ClipModel.
     dtype: "float32", "float16" or "bfloat16" (or torch's) of the towers; None means float32, or for a loaded model its own.
         Heads, scores and maps are fp32 in any case.
-    One model, device and dtype is loaded once per process and shared. A loaded model is moved to the device and set to
-    evaluation in place.
+    One model, device and dtype is loaded, or taken apart, once per process and shared. A loaded model is moved to the device
+    and set to evaluation in place.
     Raises ImportError where a library is missing, ValueError for a model that is no CLIP.
     """
     if isinstance(model, ClipModel):
@@ -165,17 +165,17 @@ def load_clip(
         return model
     if isinstance(model, tuple):
         model, tokenizer = model
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    if not isinstance(model, str):
-        return ClipModel(_take_apart(model, tokenizer, torch.device(device), dtype))
-    if tokenizer is not None:
+    if isinstance(model, str) and tokenizer is not None:
         raise ValueError(f"model {model!r} comes with its own tokenizer; leave it out, or give a loaded model with it")
-    key = (model, str(torch.device(device)), dtype or torch.float32)
-    with _LOADING:
-        if key not in _LOADED:
-            _LOADED[key] = loaded = ClipModel(_load_parts(model, torch.device(device), key[2]))
-            return loaded
-        return _LOADED[key]
+    device, dtype = torch.device(device), _floating(dtype) or (torch.float32 if isinstance(model, str) else None)
+    # a loaded model cannot go, and its id to another, while the ClipModel under that key holds it
+    key = (model if isinstance(model, str) else (id(model), id(tokenizer)), str(device), dtype)
+    with _LOADING, _outside_inference():
+        clip = _LOADED.get(key)
+        if clip is None:
+            parts = _load(model, device, dtype) if isinstance(model, str) else _take(model, tokenizer, device, dtype)
+            clip = _LOADED[key] = ClipModel(parts)
+        return clip
 
 
 def check_divisor(logit_divisor: float) -> None:
@@ -199,18 +199,17 @@ _LOADING = threading.Lock()
 _LOADED: WeakValueDictionary[tuple, ClipModel] = WeakValueDictionary()
 
 
-def _load_parts(model: str, device: torch.device, dtype: torch.dtype) -> ClipParts:
-    with _outside_inference():
-        if model.startswith("open_clip:"):
-            from flow_grpo.clip_open_clip import load
+def _load(name: str, device: torch.device, dtype: torch.dtype) -> ClipParts:
+    if name.startswith("open_clip:"):
+        from flow_grpo.clip_open_clip import load
 
-            return load(model.removeprefix("open_clip:"), device, dtype)
-        from flow_grpo.clip_transformers import load
+        return load(name.removeprefix("open_clip:"), device, dtype)
+    from flow_grpo.clip_transformers import load
 
-        return load(model, device, dtype)
+    return load(name, device, dtype)
 
 
-def _take_apart(model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype | None) -> ClipParts:
+def _take(model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype | None) -> ClipParts:
     if hasattr(model, "vision_model") and hasattr(model, "visual_projection"):
         from flow_grpo.clip_transformers import take_apart
     elif hasattr(model, "visual"):
@@ -222,6 +221,15 @@ def _take_apart(model: Any, tokenizer: Any, device: torch.device, dtype: torch.d
     if tokenizer is None:
         raise ValueError("a loaded model needs its tokenizer: give model=(model, tokenizer)")
     return take_apart(model.to(device=device, dtype=dtype).eval(), tokenizer, device)
+
+
+def _floating(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    known = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.float16, torch.bfloat16)}
+    if dtype is None or dtype in known.values():
+        return dtype
+    if dtype not in known:
+        raise ValueError(f"dtype must be one of {', '.join(known)}, got {dtype!r}")
+    return known[dtype]
 
 
 def _scaled(contributions: Contributions | None, scale: Tensor) -> Contributions | None:

@@ -76,7 +76,7 @@ class Trace:
     features: {block: (B, rows, cols, C)}. attention: {block: (B, heads, Q, 1 + N)}, mean_attention: {block: (B, Q, 1 + N)};
         token 0 is the class token, the patches follow row by row; Q is 1 in the last block, of which only the class
         token's row is ever read, and 1 + N before.
-    grid: (rows, cols) of the patches.
+    grid: (rows, cols) of the patches. size: (H, W).
     to_window: spreads maps over the grid to the pixels that survived the crop. window: these pixels' rows and columns.
     """
 

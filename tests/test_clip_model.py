@@ -76,12 +76,18 @@ def test_folder_gives_the_same_and_is_loaded_once(folder, clip, images):
     assert load_clip(loaded) is loaded
 
 
+def test_loaded_model_is_taken_apart_once(pair, clip):
+    assert load_clip(pair) is clip and load_clip(*pair) is clip
+    assert load_clip(make_clip()) is not clip
+
+
 def test_model_goes_with_its_last_user(folder):
     loaded = load_clip(folder)
     assert loaded in clip_model._LOADED.values()
+    gone = weakref.ref(loaded)
     del loaded
     gc.collect()
-    assert not clip_model._LOADED
+    assert gone() is None
 
 
 @pytest.mark.parametrize(
@@ -89,6 +95,7 @@ def test_model_goes_with_its_last_user(folder):
     [
         ({"model": torch.nn.Linear(1, 1)}, "a loaded CLIP of transformers or open_clip, got Linear"),
         ({"model": "some/folder", "tokenizer": "one"}, "comes with its own tokenizer"),
+        ({"model": "some/folder", "dtype": "int8"}, "one of float32, float16, bfloat16, got 'int8'"),
     ],
 )
 def test_what_is_no_clip_is_refused(arguments, message):
@@ -103,8 +110,8 @@ def test_loaded_model_wants_its_tokenizer(pair, clip):
         load_clip(clip, tokenizer=pair[1])
 
 
-def test_prompt_is_embedded_once(monkeypatch, pair, images):
-    model, tokenizer = pair
+def test_prompt_is_embedded_once(monkeypatch, images):
+    model, tokenizer = make_clip()
     seen = []
     embed = model.get_text_features
     monkeypatch.setattr(
@@ -117,9 +124,9 @@ def test_prompt_is_embedded_once(monkeypatch, pair, images):
     assert seen == [2, 1]
 
 
-def test_text_cache_forgets_the_least_recently_used(monkeypatch, pair):
+def test_text_cache_forgets_the_least_recently_used(monkeypatch):
     monkeypatch.setattr(clip_model, "NUM_CACHED_PROMPTS", 2)
-    clip = load_clip(pair)
+    clip = load_clip(make_clip())
     for prompts in (["a"], ["b"], ["a"], ["c"]):
         clip.embed_texts(prompts)
     assert list(clip._texts) == ["a", "c"]
@@ -137,8 +144,8 @@ def test_batch_equals_singles(clip, images):
             assert (value - other).abs().max() <= 2e-5 * other.abs().max(), name
 
 
-def test_eight_threads_equal_one(pair, images):
-    clip = load_clip(pair)
+def test_eight_threads_equal_one(images):
+    clip = load_clip(make_clip())
     prompts = [[f"{letter} cat", f"{letter} dog", ""] for letter in "abcdefgh"]
     with ThreadPoolExecutor(8) as pool:
         threaded = list(pool.map(lambda batch: clip.trace(images, batch, EVERYTHING), prompts))
