@@ -1,25 +1,57 @@
-"""Pictures of maps: an image with its map laid over it, and sheets of many. numpy and Pillow alone."""
+"""Pictures of maps: an image with its map laid over it, sheets of many, and a figure that says what its colours mean.
+
+numpy and Pillow alone.
+"""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Blue is bad or unimportant, white neutral, red good or important.
-_LOW, _MIDDLE, _HIGH = np.array([[40, 80, 200], [255, 255, 255], [200, 40, 40]], dtype=np.float32)
+from flow_grpo.score import MapKind
+
+# The colours of 0, 0.5 and 1. A reward map parts at its neutral 0.5: blue is bad, white neutral, red good. An importance
+# map has no middle: from dark to light.
+COLORS = {
+    "reward": ((40, 80, 200), (255, 255, 255), (200, 40, 40)),
+    "importance": ((26, 18, 76), (214, 72, 84), (255, 238, 150)),
+}
+MEANINGS = {"reward": ("0 bad", "0.5 neutral", "1 good"), "importance": ("0 least important", "", "1 most important")}
+
+_MARGIN, _GAP = 16, 12  # pixels, of a figure
 
 
-def color_map(reward_map: np.ndarray) -> np.ndarray:
-    """A map (H, W) in [0, 1] as (H, W, 3) uint8: blue at 0, white at 0.5, red at 1."""
-    values = np.clip(reward_map, 0, 1)[..., None].astype(np.float32)
-    low, high = _LOW + 2 * values * (_MIDDLE - _LOW), _MIDDLE + (2 * values - 1) * (_HIGH - _MIDDLE)
-    return np.where(values < 0.5, low, high).round().astype(np.uint8)
+class Panel(NamedTuple):
+    """One map of an image: the scorer that made it, the image's reward, and the map (H, W) in [0, 1] with its kind.
+
+    valid: False where the scorer says that its map must not be used.
+    """
+
+    scorer: str
+    reward: float
+    reward_map: np.ndarray
+    map_kind: MapKind
+    valid: bool = True
+
+    @property
+    def caption(self) -> str:
+        return f"score {self.reward:.3f}" + ("" if self.valid else ", map not valid")
 
 
-def overlay(image: np.ndarray, reward_map: np.ndarray, opacity: float = 0.6) -> np.ndarray:
+def color_map(reward_map: np.ndarray, map_kind: MapKind = "reward") -> np.ndarray:
+    """A map (H, W) in [0, 1] as (H, W, 3) uint8, straight lines between the kind's COLORS."""
+    channels = zip(*COLORS[map_kind])
+    colors = [np.interp(reward_map, (0, 0.5, 1), levels) for levels in channels]
+    return np.stack(colors, axis=-1).round().astype(np.uint8)
+
+
+def overlay(
+    image: np.ndarray, reward_map: np.ndarray, opacity: float = 0.6, map_kind: MapKind = "reward"
+) -> np.ndarray:
     """The map's colours over the greyed image (H, W, 3) uint8; map (H, W) in [0, 1]."""
     grey = image.mean(axis=2, keepdims=True)
-    return (opacity * color_map(reward_map) + (1 - opacity) * grey).round().astype(np.uint8)
+    return (opacity * color_map(reward_map, map_kind) + (1 - opacity) * grey).round().astype(np.uint8)
 
 
 def sheet(tiles: Sequence[np.ndarray], labels: Sequence[str], columns: int, tile_size: int = 128) -> Image.Image:
@@ -30,7 +62,69 @@ def sheet(tiles: Sequence[np.ndarray], labels: Sequence[str], columns: int, tile
     draw = ImageDraw.Draw(canvas)
     for index, (tile, label) in enumerate(zip(tiles, labels, strict=True)):
         x, y = index % columns * width, index // columns * height
-        resample = Image.Resampling.NEAREST if tile.shape[0] < tile_size else Image.Resampling.LANCZOS
-        canvas.paste(Image.fromarray(tile).resize((width - 4, tile_size), resample), (x + 2, y + 2))
+        canvas.paste(_resized(tile, (width - 4, tile_size)), (x + 2, y + 2))
         draw.text((x + 3, y + tile_size + 3), label, fill="black", font=font)
     return canvas
+
+
+def figure(image: np.ndarray, prompt: str, panels: Sequence[Panel], tile_size: int = 320) -> Image.Image:
+    """An image (H, W, 3) uint8 beside one overlay a panel: the prompt on top, names above, a colour bar and scores below.
+
+    tile_size: the tiles' longer side in pixels, but no tile is narrower than its colour bar's words.
+    """
+    small, large = ImageFont.load_default(size=13), ImageFont.load_default(size=17)
+    scale = tile_size / max(image.shape[:2])
+    size = tuple(max(1, round(scale * side)) for side in image.shape[1::-1])  # (width, height)
+    column = max(size[0], 220) + _GAP
+    width = column * (1 + len(panels)) - _GAP + 2 * _MARGIN
+    lines = wrapped(prompt, large, width - 2 * _MARGIN)
+    top = _MARGIN + 24 * len(lines) + 8
+    canvas = Image.new("RGB", (width, top + 22 + size[1] + 56 + _MARGIN), "white")
+    draw = ImageDraw.Draw(canvas)
+    for row, line in enumerate(lines):
+        draw.text((_MARGIN, _MARGIN + 24 * row), line, fill="black", font=large)
+    overlays = [overlay(image, panel.reward_map, map_kind=panel.map_kind) for panel in panels]
+    names = ["image", *(panel.scorer for panel in panels)]
+    for index, (name, tile) in enumerate(zip(names, [image, *overlays])):
+        x = _MARGIN + index * column
+        draw.text((x, top), wrapped(name, small, column - _GAP)[0], fill="black", font=small)
+        canvas.paste(_resized(tile, size), (x, top + 22))
+    for index, panel in enumerate(panels):
+        place = (_MARGIN + (index + 1) * column, top + 22 + size[1] + 8)
+        _draw_legend(canvas, place, column - _GAP if size[0] < 220 else size[0], panel, small)
+    return canvas
+
+
+def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """The text in lines of at most `width` pixels, broken between words, or within one that is too long by itself."""
+    lines = [""]
+    for word in text.split() or [""]:
+        longer = f"{lines[-1]} {word}".lstrip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines
+
+
+def _resized(tile: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    # enlarged pixels stay squares: what is shown is what was scored
+    resample = Image.Resampling.NEAREST if tile.shape[0] < size[1] else Image.Resampling.LANCZOS
+    return Image.fromarray(tile).resize(size, resample)
+
+
+def _draw_legend(canvas: Image.Image, place: tuple[int, int], width: int, panel: Panel, font) -> None:
+    x, y = place
+    bar = np.linspace(0, 1, width)[None].repeat(10, axis=0)  # (10, width)
+    canvas.paste(Image.fromarray(color_map(bar, panel.map_kind)), (x, y))
+    draw = ImageDraw.Draw(canvas)
+    draw.rectangle((x, y, x + width - 1, y + 9), outline=(150, 150, 150))
+    low, middle, high = MEANINGS[panel.map_kind]
+    for text, at, anchor in ((low, x, "la"), (middle, x + width / 2, "ma"), (high, x + width, "ra")):
+        draw.text((at, y + 13), text, fill=(90, 90, 90), font=font, anchor=anchor)
+    draw.text((x, y + 32), panel.caption, fill="black", font=font)

@@ -1,9 +1,10 @@
-"""Pictures of maps: the colours' three anchors by hand, and tiles at their places on a sheet."""
+"""Pictures of maps: the colours' three anchors by hand, tiles at their places on a sheet, and figures with their legends."""
 
 import numpy as np
 import pytest
+from PIL import ImageFont
 
-from flow_grpo.map_overlay import color_map, overlay, sheet
+from flow_grpo.map_overlay import COLORS, Panel, color_map, figure, overlay, sheet, wrapped
 
 BLUE, WHITE, RED = (40, 80, 200), (255, 255, 255), (200, 40, 40)
 
@@ -27,6 +28,19 @@ def test_halfway_colours_are_halfway():
 
 def test_values_outside_the_range_take_the_nearest_colour():
     assert [tuple(c) for c in color_map(np.array([[-1.0, 2.0]]))[0].tolist()] == [BLUE, RED]
+
+
+def test_importance_runs_from_dark_to_light_without_a_turn():
+    colors = color_map(np.linspace(0, 1, 101)[None], "importance")[0].astype(float)
+    assert [tuple(colors[i]) for i in (0, 50, 100)] == list(COLORS["importance"])
+    luminance = colors @ (0.2126, 0.7152, 0.0722)  # Rec. 709
+    assert (np.diff(luminance) > 0).all()
+
+
+def test_neutral_differs_from_both_ends_and_the_ends_from_each_other():
+    low, middle, high = (np.array(color) for color in COLORS["reward"])
+    assert middle.tolist() == [255, 255, 255]
+    assert min(np.abs(low - high).max(), np.abs(low - middle).max(), np.abs(high - middle).max()) > 100
 
 
 def test_overlay_mixes_the_colours_with_the_greyed_image_by_opacity():
@@ -66,3 +80,57 @@ def test_sheet_keeps_a_wide_tiles_proportions():
 def test_sheet_wants_one_label_a_tile():
     with pytest.raises(ValueError):
         sheet([solid(0), solid(0)], ["one"], columns=2)
+
+
+# The figure
+
+
+def panel(value, map_kind="reward", size=(8, 8), **fields):
+    return Panel("clip_gradcam", 0.25, np.full(size, value), map_kind, **fields)
+
+
+def test_figure_shows_the_image_and_then_each_map_in_its_kinds_colours():
+    image = solid(128)
+    picture = np.asarray(figure(image, "a sign", [panel(1.0), panel(1.0, "importance")], tile_size=300))
+    middle = picture[picture.shape[0] // 2 - 20]
+    expected = [image, overlay(image, np.ones((8, 8))), overlay(image, np.ones((8, 8)), map_kind="importance")]
+    for index, tile in enumerate(expected):
+        assert tuple(middle[16 + 312 * index + 150]) == tuple(tile[4, 4])  # a margin of 16, columns of 300 + 12
+
+
+@pytest.mark.parametrize("map_kind", ["reward", "importance"])
+def test_figure_ends_with_a_bar_of_the_kinds_colours(map_kind):
+    picture = np.asarray(figure(solid(128), "a sign", [panel(0.5, map_kind)], tile_size=300))
+    bar = color_map(np.linspace(0, 1, 300)[None], map_kind)[0]
+    column = picture[:, 16 + 312 : 16 + 612]
+    inside = slice(1, -1)  # its frame
+    assert (column[:, inside] == bar[inside]).all(axis=(1, 2)).sum() == 8
+
+
+def test_figure_keeps_proportions_and_grows_by_a_column_a_map():
+    def drawn(height, width, num_panels):
+        panels = [panel(0.5, size=(height, width))] * num_panels
+        return figure(np.zeros((height, width, 3), np.uint8), "", panels, tile_size=300)
+
+    widths, heights = zip(*(drawn(20, 40, num_panels).size for num_panels in (1, 2, 3)))
+    assert len(set(heights)) == 1 and widths[1] - widths[0] == widths[2] - widths[1] == 312
+    assert drawn(40, 20, 1).height - heights[0] == 150
+
+
+def test_caption_says_the_score_and_whether_the_map_counts():
+    assert panel(0.5).caption == "score 0.250"
+    assert panel(0.5, valid=False).caption == "score 0.250, map not valid"
+
+
+def test_long_prompts_break_between_words_and_a_longer_word_within_itself():
+    font = ImageFont.load_default(size=17)
+    text = f'a sign that says "{"W" * 60}" above a door'
+    lines = wrapped(text, font, 200)
+    assert max(font.getlength(line) for line in lines) <= 200
+    assert lines[0] == "a sign that says" and "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert wrapped("", font, 200) == [""] and wrapped("one line", font, 200) == ["one line"]
+
+
+def test_a_longer_prompt_makes_the_figure_taller_not_wider():
+    short, long = (figure(solid(128), prompt, [panel(0.5)]) for prompt in ("a sign", "a sign " * 40))
+    assert long.width == short.width and long.height > short.height
