@@ -16,6 +16,7 @@ LOSSLESS_UP_TO = 256  # pixels of the longer side: a JPEG is far smaller above, 
 
 STYLE = """
 :root { color-scheme: light dark; --line: light-dark(#ddd, #3a3a3a); --soft: light-dark(#666, #a5a5a5); }
+select { font: inherit; }
 body { margin: 2rem auto; max-width: 90rem; padding: 0 1rem; font: 15px/1.45 system-ui, sans-serif;
   color: light-dark(#1c1c1c, #eee); background: light-dark(#fff, #161616); }
 h1 { font-size: 1.4rem; margin: 0; }
@@ -26,7 +27,7 @@ header span { display: flex; justify-content: space-between; }
 article { border-top: 1px solid var(--line); padding: 1rem 0 1.5rem; }
 h2 { font-size: 1rem; font-weight: 600; margin: 0; overflow-wrap: anywhere; }
 p { margin: 0 0 .7rem; color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
-section { display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: 1rem; }
+section { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(13rem, 45%), 1fr)); gap: 1rem; }
 figure { margin: 0; }
 img { display: block; width: 100%; }
 img.enlarged { image-rendering: pixelated; }
@@ -94,7 +95,7 @@ def _legend(kind: str) -> str:
 
 def _article(index: int, row: Row) -> str:
     keys = json.dumps([index, *(panel.reward for panel in row.panels)])
-    figures = _figure(row.image, "image", f"{row.image.shape[1]} x {row.image.shape[0]} pixels")
+    figures = _figure(row.image, "image", f"{row.image.shape[1]} × {row.image.shape[0]} pixels")
     for panel in row.panels:
         figures += _figure(overlay(row.image, panel.reward_map, map_kind=panel.map_kind), panel.scorer, panel.caption)
     return (
