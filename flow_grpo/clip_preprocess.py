@@ -15,6 +15,8 @@ from torch import Tensor
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
+PILLOW_ONE = 2**22  # Pillow's weights are integers, in units of one part in so many
+
 
 @dataclass(frozen=True)
 class ClipPreprocess:
@@ -44,9 +46,9 @@ class ClipPreprocess:
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), float in [0, 1], as the tower reads them: (B, 3, *crop) fp32.
 
-        Equal to the model's own processor on the same image in 8 bits, but for a level in a few hundred pixels where a
-        sum lies on the edge between two. Like Pillow it keeps 8 bits after each of the two passes; the gradient takes that
-        rounding for the identity (a straight-through estimator) and is zero where a value is clamped.
+        Equal to the model's own processor on the same image in 8 bits, but for a level at a few pixels of some sizes. Like
+        Pillow it keeps 8 bits after each of the two passes; the gradient takes that rounding for the identity (a
+        straight-through estimator) and is zero where a value is clamped.
         """
         cuts = [self._cut(axis, images.shape[2:]) for axis in (0, 1)]
         # fp64: where TF32 is allowed, fp32 products would be off by levels, and maps by more than their range allows
@@ -101,7 +103,8 @@ class _Cut:
         """(length, num_pixels): each row makes one kept pixel out of the image's."""
         scale = self.num_pixels / self.resized
         centres = (self.start + torch.arange(self.length, dtype=torch.float64) + 0.5) * scale
-        return _weights(centres, self.num_pixels, max(scale, 1.0), _cubic, reach=2.0)
+        weights = _weights(centres, self.num_pixels, max(scale, 1.0), _cubic, reach=2.0)
+        return (weights * PILLOW_ONE).round() / PILLOW_ONE
 
     def spreading(self, num_cells: int) -> Tensor:
         """(pixels, num_cells): each row makes one pixel of the window out of the kept part's cells."""

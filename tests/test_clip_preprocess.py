@@ -26,7 +26,7 @@ def test_every_pixel_is_within_one_level_of_the_processor(size, binary):
     images = images.round() if binary else images
     levels = (ClipPreprocess((32, 32), 32)(images) - reference(images)).abs() * STD * 255
     assert levels.max() < 1.001  # fp32 of the normalised values
-    assert levels.mean() < 0.01  # nearly all are equal
+    assert (levels > 0.5).float().mean() < 1e-3  # a level apart where a sum lies on the edge between two, else equal
 
 
 def test_other_means_and_sizes_are_the_processors():
