@@ -133,8 +133,8 @@ class _Shares:
     """Collects what each block adds to the score on the way, as numbers: no activation is kept.
 
     With the statistics of the final LayerNorm held at their values the head is linear in the residual stream, and the
-    stream's class token is a sum over blocks and tokens: Gandelsman et al., arXiv:2310.05916, equations 4 to 8. A token's
-    share carries the value's bias, since attention sums to 1; the output's bias belongs to the constant.
+    stream's class token is a sum over blocks and tokens (Gandelsman et al., arXiv:2310.05916). A token's share carries the
+    value's bias, since attention sums to 1; the output's bias belongs to the constant.
     """
 
     def __init__(self, tower: VitTower, texts: Tensor, hidden: Tensor):
@@ -148,10 +148,9 @@ class _Shares:
 
     def add_attention(self, block: Block, query: Tensor, key: Tensor, value: Tensor) -> None:
         attention = _attention(query[:, :, :1], key)[:, :, 0]  # (B, heads, T), the class token's row
-        readout = block.out_transposed(self._direction).unflatten(
-            1, (self._tower.num_heads, -1)
-        )  # (B, heads, D / heads)
-        shares = attention * torch.einsum("bhtd,bhd->bht", value.float(), readout)
+        readout = block.out_transposed(self._direction)  # (B, D)
+        heads = readout.unflatten(1, (self._tower.num_heads, -1))  # (B, heads, D / heads)
+        shares = attention * torch.einsum("bhtd,bhd->bht", value.float(), heads)
         self._tokens.append(shares.sum(dim=1).detach())  # (B, T)
         bias = block.out(value.new_zeros(1, self._direction.shape[1]))  # (1, D)
         self._constant = self._constant + self._along(bias)
