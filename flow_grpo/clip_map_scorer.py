@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,16 @@ from flow_grpo.score import Score, check_images
 
 UNIFORM = 0.5  # a map that says nothing of where
 MIN_CONTRAST = 1e-5  # of a map in [0, 1]: below lies the rounding of its spreading
+
+
+class TracedScorer(Protocol):
+    """A scorer that makes its Score of one pass of its model: the CLIP map scorers and `clipscore`."""
+
+    clip: ClipModel
+    request: Request
+
+    def score(self, trace: Trace, device: torch.device) -> Score:
+        """The Score, on the device, of a pass that kept at least what the request asks for."""
 
 
 class ClipMapScorer(ABC):
@@ -46,7 +56,7 @@ class ClipMapScorer(ABC):
         return score_together([self], images, prompts, metadata)[0]
 
     def score(self, trace: Trace, device: torch.device) -> Score:
-        """The Score of a pass that kept at least what this scorer's request asks for."""
+        """The Score, on the device, of a pass that kept at least what the request asks for."""
         inside = self.window_map(trace)
         low, high = inside.amin(dim=(1, 2)), inside.amax(dim=(1, 2))
         fallback = ~(high - low > MIN_CONTRAST)  # (B,)
@@ -67,7 +77,7 @@ class ClipMapScorer(ABC):
 
 
 def score_together(
-    scorers: Sequence[ClipMapScorer],
+    scorers: Sequence[TracedScorer],
     images: Tensor,
     prompts: Sequence[str],
     metadata: Sequence[Mapping[str, Any]] | None = None,

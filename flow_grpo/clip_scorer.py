@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flow_grpo.clip_map_scorer import score_together
 from flow_grpo.clip_model import DEFAULT_MODEL, LOGIT_DIVISOR, check_divisor, finite_rewards, load_clip
-from flow_grpo.score import Score, check_images
+from flow_grpo.clip_trace import Request, Trace
+from flow_grpo.score import Score
 
 
 class ClipScorer:
@@ -17,6 +19,8 @@ class ClipScorer:
     For model, tokenizer, device and dtype see load_clip. An image whose score is NaN or Inf is not valid.
     details: "truncated", 1 where the prompt was longer than the model reads.
     """
+
+    request = Request()
 
     def __init__(
         self,
@@ -34,11 +38,13 @@ class ClipScorer:
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
     ) -> Score:
         """Score images (B, 3, H, W), float in [0, 1]. Raises ValueError for bad input."""
-        check_images(images, prompts, metadata)
-        trace = self.clip.trace(images, prompts)
+        return score_together([self], images, prompts, metadata)[0]
+
+    def score(self, trace: Trace, device: torch.device) -> Score:
+        """The Score of a pass, on the device."""
         rewards, valid = finite_rewards(trace.logits / self._logit_divisor)
         return Score(
-            reward=rewards.to(images.device),
-            details={"truncated": trace.truncated.float().to(images.device)},
-            valid=valid.to(images.device),
+            reward=rewards.to(device),
+            details={"truncated": trace.truncated.float().to(device)},
+            valid=valid.to(device),
         )

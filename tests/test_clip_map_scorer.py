@@ -85,14 +85,16 @@ def test_batch_equals_singles(clip, images, label):
 
 
 def test_scorers_together_equal_each_alone_in_one_pass(monkeypatch, clip, images):
-    scorers = [build(label, clip) for label in MAPS]
+    scorers = [build(label, clip) for label in MAPS] + [make_scorer("clipscore", model=clip)]
     alone = [scorer(images, PROMPTS) for scorer in scorers]
     passes = []
     monkeypatch.setattr(VitTower, "run", lambda *given, run=VitTower.run: passes.append(1) or run(*given))
     together = score_together(scorers, images, PROMPTS)
     assert len(passes) == 1
-    for one, other in zip(alone, together):
+    assert together[-1].reward_map is None
+    for one, other in zip(alone[:-1], together[:-1]):
         torch.testing.assert_close(one.reward_map, other.reward_map, rtol=0, atol=1e-5)
+        torch.testing.assert_close(one.reward, together[-1].reward)
 
 
 def test_scorers_of_two_models_share_no_pass(clip, images):
