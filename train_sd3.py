@@ -2,7 +2,7 @@
 
 accelerate launch train_sd3.py --config config/grpo.py:tiny_ocr_map
 accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map_sd3 --config.num_gpus=8 \\
-    --config.dataset=FOLDER --config.resume_from=latest
+    --config.resume_from=latest
 """
 
 from absl import app, flags

@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.compile = False  # torch.compile of the transformer's blocks: minutes at the start, faster steps after
 
     # The prompts
-    config.dataset = ""  # folder with train.txt and test.txt, one prompt a line
+    config.dataset = ""  # folder with train and test, each .txt (a prompt a line) or .jsonl (with metadata)
     config.num_eval_prompts = 256  # the first of test.txt; 0: all
     config.prompt_cache = ""  # folder that keeps every prompt's embedding, for later epochs and runs; empty: none
     config.prompt_cache_gib = 4.0  # embeddings kept in a process's memory; 0: none
@@ -49,7 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.sample = sample = ml_collections.ConfigDict()
     sample.num_steps = 10  # denoising steps of a rollout
     sample.eval_num_steps = 40  # denoising steps of an evaluation, by the ODE
-    sample.guidance_scale = 4.5  # classifier-free guidance, in sampling and training; 1: none
+    sample.guidance_scale = 4.5  # classifier-free guidance, in sampling and training; 1: none. FLUX: its embedding
     sample.noise_level = 0.7  # of the SDE
     sample.sde = "flow"  # kind of SDE: "flow" (Flow-GRPO) or "cps"
     sample.sde_window_size = 0  # steps in a row that are stochastic and trained, the others follow the ODE; 0: all

@@ -7,9 +7,14 @@ import ml_collections
 
 from config import base
 
+# OCR of the large models' images: workers read beside the sampling, two for each GPU's process.
+OCR_WORKERS = {"engine": "paddleocr", "num_workers": 2}
+
 
 def get_config(name: str) -> ml_collections.ConfigDict:
-    runs = {run.__name__: run for run in (tiny_ocr_map, tiny_ocr, ocr_map_sd3, ocr_sd3, ocr_map_flux)}
+    runs = {
+        run.__name__: run for run in (tiny_ocr_map, tiny_ocr, tiny_clip_gradcam, ocr_map_sd3, ocr_sd3, ocr_map_flux)
+    }
     if name not in runs:
         raise ValueError(f"unknown configuration {name!r}; choose one of {', '.join(runs)}")
     config = runs[name]()
@@ -64,11 +69,22 @@ def tiny_ocr() -> ml_collections.ConfigDict:
     return config
 
 
+def tiny_clip_gradcam() -> ml_collections.ConfigDict:
+    """CLIP's score and its Grad-CAM map on the same model, by the embedded tiny-clip.
+
+    accelerate launch --cpu train_sd3.py --config config/grpo.py:tiny_clip_gradcam
+    """
+    config = tiny_ocr_map()
+    del config.rewards.ocr_map
+    config.rewards.clip_gradcam = 1.0
+    config.reward_options.clip_gradcam = {"model": "models/tiny-clip"}
+    return config
+
+
 def ocr_map_sd3() -> ml_collections.ConfigDict:
     """OCR maps on SD3.5-medium at 512 px, with Flow-GRPO's published hyper-parameters.
 
-    accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map_sd3 --config.num_gpus=8 \\
-        --config.dataset=FOLDER
+    accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map_sd3 --config.num_gpus=8
     One to 32 GPUs of 80 GB, by config.num_gpus alone: 1, 4, 8 or 32.
     """
     config = base.get_config()
@@ -78,19 +94,21 @@ def ocr_map_sd3() -> ml_collections.ConfigDict:
     config.mixed_precision = "fp16"
     config.num_gpus = 32
     config.rewards.ocr_map = 1.0
+    config.reward_options.ocr_map = OCR_WORKERS
     return config
 
 
 def ocr_sd3() -> ml_collections.ConfigDict:
     """Flow-GRPO's published OCR run on SD3.5-medium: the scalar `ocr` reward, one advantage an image.
 
-    accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_sd3 --config.num_gpus=8 \\
-        --config.dataset=FOLDER
+    accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_sd3 --config.num_gpus=8
     One to 32 GPUs of 80 GB, by config.num_gpus alone: 1, 4, 8 or 32.
     """
     config = ocr_map_sd3()
     del config.rewards.ocr_map
+    del config.reward_options.ocr_map
     config.rewards.ocr = 1.0
+    config.reward_options.ocr = OCR_WORKERS
     config.advantage.mode = "scalar"
     config.train.ratio = "image"
     return config
@@ -99,7 +117,7 @@ def ocr_sd3() -> ml_collections.ConfigDict:
 def ocr_map_flux() -> ml_collections.ConfigDict:
     """OCR maps on FLUX.1-dev at 512 px, with the hyper-parameters that Flow-GRPO published for it (with PickScore).
 
-    accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map_flux --config.dataset=FOLDER
+    accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map_flux
     8 GPUs of 80 GB; --config.num_gpus=1, 2, 4, 16 or 32 makes the same epochs, in more or fewer batches.
     """
     config = base.get_config()
@@ -111,6 +129,7 @@ def ocr_map_flux() -> ml_collections.ConfigDict:
     config.lora_rank = 64
     config.lora_alpha = 128
     config.rewards.ocr_map = 1.0
+    config.reward_options.ocr_map = OCR_WORKERS
 
     config.num_gpus = 8
     config.group_size = 24

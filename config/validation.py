@@ -11,7 +11,7 @@ from config import base
 GEOMETRY_OF_GPUS = {1: (8, 8), 4: (16, 8), 8: (24, 9), 32: (24, 9)}
 
 CHOICES = {
-    "policy": ("sd3",),
+    "policy": ("sd3", "flux"),
     "mixed_precision": ("no", "fp16", "bf16"),
     "sample.sde": ("flow", "cps"),
     "advantage.std": ("global", "group"),

@@ -72,22 +72,24 @@ class OcrEngine(Protocol):
 # costs a small image 30 times the time.
 _DETECTOR = {
     "limit_type": "max",
-    "limit_side_len": 960,
     "thresh": 0.2,
     "box_thresh": 0.45,
     "unclip_ratio": 1.4,
     "use_dilation": True,
 }
+_MAX_SIDE = 960  # PaddleOCR's own
 
 
 class RapidOcr:
     """RapidOCR with the PP-OCRv6-small weights that its wheel carries: no download, one CPU thread, safe in threads.
 
+    max_side: pixels; a larger image is shrunk to it for the detector, and read at its own size. The detector is two
+        thirds of the work at 512 pixels; what a smaller side costs stands in docs/ocr-rewards.md.
     characters: also give each character's confidence and place; texts and confidences of the lines stay what they are.
     Raises ImportError where the package is missing, FileNotFoundError where it came without these weights.
     """
 
-    def __init__(self, characters: bool = False):
+    def __init__(self, max_side: int = _MAX_SIDE, characters: bool = False):
         # onnxruntime writes telemetry files unless told before its import
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         try:
@@ -105,8 +107,9 @@ class RapidOcr:
             "Global.use_vertical_padding": False,
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+            "EngineConfig.onnxruntime.enable_cpu_mem_arena": True,  # onnxruntime's default; RapidOCR turns it off
             "Det.model_path": _weight_file(weights / "PP-OCRv6_det_small.onnx"),
-            **{f"Det.{name}": value for name, value in _DETECTOR.items()},
+            **{f"Det.{name}": value for name, value in _detector(max_side).items()},
             "Det.mean": [0.485, 0.456, 0.406],
             "Det.std": [0.229, 0.224, 0.225],
             "Rec.model_path": _weight_file(weights / "PP-OCRv6_rec_small.onnx"),
@@ -134,17 +137,23 @@ class PaddleOcr:
     """PaddleOCR 2.10 or 3.7, whichever is installed, without orientation classifier or unwarping, as in Flow-GRPO.
 
     One CPU thread. Threads may share an engine; they take turns.
-    runtime: "onnxruntime" or "paddle", what computes the models.
+    max_side: as RapidOcr's. runtime: "onnxruntime" or "paddle", what computes the models.
     weights: a folder with the model folders `det` and `rec`, each with `inference.yml` and the runtime's model; None
         takes what the rapidocr wheel carries (ONNX Runtime alone), or else what PaddleOCR itself downloads.
     characters: PaddleOCR gives none, so True is an error.
     Raises ImportError for a missing package, FileNotFoundError where no weights can be had.
     """
 
-    def __init__(self, runtime: str = "onnxruntime", weights: str | Path | None = None, characters: bool = False):
+    def __init__(
+        self,
+        max_side: int = _MAX_SIDE,
+        runtime: str = "onnxruntime",
+        weights: str | Path | None = None,
+        characters: bool = False,
+    ):
         if characters:
             raise ValueError('PaddleOCR gives no confidence of a character; the engine "rapidocr" does')
-        self._read_lines = load_paddleocr(runtime, weights, _DETECTOR)
+        self._read_lines = load_paddleocr(runtime, weights, _detector(max_side))
         # Paddle's predictors give wrong results, or crash, when two threads share them
         self._lock = threading.Lock()
 
@@ -154,6 +163,12 @@ class PaddleOcr:
             lines = self._read_lines(bgr)
         # a box in which nothing was read is no line, as in RapidOCR
         return _text_lines((*line, None) for line in lines if line[1].strip())
+
+
+def _detector(max_side: int) -> dict:
+    if max_side < 32:
+        raise ValueError(f"max_side must be 32 pixels or more, got {max_side}; 960 is PaddleOCR's own")
+    return _DETECTOR | {"limit_side_len": max_side}
 
 
 def _bgr(image: np.ndarray) -> np.ndarray:

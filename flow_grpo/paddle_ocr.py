@@ -46,7 +46,7 @@ def load_paddleocr(runtime: str, weights: str | Path | None, detector: dict) -> 
         needed.append(
             "inference.pdmodel"
         )  # 2.10 reads inference.json as well, but downloads anew where this is missing
-    with _model_folders(runtime, weights, needed, detector) as folders:
+    with model_folders(runtime, weights, needed, detector) as folders:
         return load(runtime, folders, detector)
 
 
@@ -148,7 +148,7 @@ def _load_2(runtime: str, folders: dict[str, Path], detector: dict) -> ReadLines
 
 
 @contextmanager
-def _model_folders(
+def model_folders(
     runtime: str, weights: str | Path | None, needed: list[str], detector: dict
 ) -> Iterator[dict[str, Path]]:
     """The folders of the detector and the recogniser while they are loaded; empty where PaddleOCR is to download."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flow_grpo.clip_map_scorer import score_together
 from flow_grpo.score import Score, Scorer
 from flow_grpo.scorers import make_scorer, score_extras
 
@@ -18,6 +19,12 @@ class MultiScore:
 
     def __init__(self, scorers: Mapping[str, Scorer], weights: Mapping[str, float]):
         self._scorers, self._weights = scorers, weights
+        # scorers of one CLIP model share a pass through it
+        passes = {}
+        for name, scorer in scorers.items():
+            if not hasattr(scorer, "submit"):
+                passes.setdefault(id(getattr(scorer, "clip", scorer)), []).append(name)
+        self._passes = list(passes.values())
 
     def __call__(
         self,
@@ -35,11 +42,18 @@ class MultiScore:
 
         Scorers with worker processes go on while the caller does something else; the others are done when this returns.
         """
-        pending = {}
-        # those that only hand their work over come first, so that their workers are busy while the others run here
-        for name in sorted(self._scorers, key=lambda name: not hasattr(self._scorers[name], "submit")):
-            pending[name] = _begin(self._scorers[name], images, prompts, metadata)
-        return lambda: self._combine({name: pending[name]() for name in self._scorers})
+        batch = (images, prompts, metadata)
+        # first those that only hand their work over, so that their workers are busy while the others run here
+        pending = {name: scorer.submit(*batch) for name, scorer in self._scorers.items() if hasattr(scorer, "submit")}
+        scores = {}
+        for names in self._passes:
+            if len(names) > 1:
+                scores |= zip(names, score_together([self._scorers[name] for name in names], *batch), strict=True)
+            else:
+                scores[names[0]] = self._scorers[names[0]](*batch)
+        return lambda: self._combine(
+            {name: pending[name]() if name in pending else scores[name] for name in self._scorers}
+        )
 
     def _combine(self, scores: Mapping[str, Score]) -> Rewards:
         details = {name: score.reward for name, score in scores.items()}
@@ -91,10 +105,3 @@ def multi_score(
     if unused:
         raise ValueError(f"options for {', '.join(unused)}, which {', '.join(weights)} do not include; drop them")
     return MultiScore({name: make_scorer(name, device, **options.get(name, {})) for name in weights}, weights)
-
-
-def _begin(scorer: Scorer, *batch: Any) -> Callable[[], Score]:
-    if hasattr(scorer, "submit"):
-        return scorer.submit(*batch)
-    score = scorer(*batch)
-    return lambda: score

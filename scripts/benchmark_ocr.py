@@ -1,8 +1,9 @@
 """`benchmark.py ocr`: images a second of each engine, serial and pooled, against the loop that Flow-GRPO runs.
 
-The loop is Flow-GRPO's OcrScorer with the PaddleOCR of today: one image after the other in the caller's process, without
-orientation and unwarping, everything else as the library has it. It has the weights of the other rows, and stands here
-twice: with the library's threads (as many as cores) and with one.
+A row with a side has a smaller image for the detector (max_side). The loop is Flow-GRPO's OcrScorer with the PaddleOCR of
+today: one image after the other in the caller's process, without orientation and unwarping, everything else as the
+library has it. It has the weights of the other rows, and stands here twice: with the library's threads (as many as
+cores) and with one.
 """
 
 import argparse
@@ -20,11 +21,12 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
 from flow_grpo.ocr_reader import make_reader
-from flow_grpo.paddle_ocr import MODELS, PARTS, _model_folders
+from flow_grpo.paddle_ocr import MODELS, PARTS, model_folders
 from flow_grpo.score import to_uint8
 from flow_grpo.signs_world import words
 from flow_grpo.text_match import normalise, similarity
 
+SIDE = 384  # pixels of the detector's image in the rows that shrink it
 LOOP, ONE_THREAD_LOOP = "loop, library threads", "loop, one thread"
 
 ReadTexts = Callable[[torch.Tensor], list[str]]  # (B, 3, H, W) -> the whole text of each image
@@ -62,7 +64,7 @@ def flow_grpo_loop(**options) -> ReadTexts:
 
     logging.getLogger("paddlex").setLevel(logging.ERROR)  # it announces every model
     library_detector = {"limit_type": "min", "limit_side_len": 64, "use_dilation": False}
-    with _model_folders("onnxruntime", None, [], library_detector) as folders:
+    with model_folders("onnxruntime", None, [], library_detector) as folders:
         for part, task in PARTS.items():
             options |= {f"{task}_model_name": MODELS[part], f"{task}_model_dir": str(folders[part])}
         ocr = paddleocr.PaddleOCR(
@@ -76,8 +78,8 @@ def flow_grpo_loop(**options) -> ReadTexts:
     return lambda images: ["".join(ocr.predict(image)[0]["rec_texts"]) for image in to_uint8(images)]
 
 
-def reader_row(engine: str, num_workers: int) -> ReadTexts:
-    reader = make_reader(engine, num_workers)
+def reader_row(engine: str, num_workers: int, **options) -> ReadTexts:
+    reader = make_reader(engine, num_workers, **options)
     return lambda images: ["".join(line.text for line in lines or []) for lines in reader.submit(images)()]
 
 
@@ -90,6 +92,9 @@ def make_rows(num_workers: int) -> dict[str, ReadTexts]:
     for engine in ("rapidocr", "paddleocr"):
         builders[f"{engine}, serial"] = lambda engine=engine: reader_row(engine, 0)
         builders[f"{engine}, pooled"] = lambda engine=engine: reader_row(engine, num_workers)
+        builders[f"{engine}, pooled, side {SIDE}"] = lambda engine=engine: reader_row(
+            engine, num_workers, max_side=SIDE
+        )
     rows = {}
     for name, build in tqdm(builders.items(), desc="engines"):
         try:
@@ -131,14 +136,14 @@ def benchmark_ocr(args: argparse.Namespace) -> dict:
         figures[size] = measure(rows, *draw_signs(size, args.images), args.repeats)
     for size, by_row in figures.items():
         print(f"\n{size} px, {args.images} images, {args.workers} workers, median of {args.repeats} rounds")
-        print(f"{'':<24}{'images/s':>10}{'/ serial':>10}{'/ loop':>8}{'/ loop, 1':>11}{'similarity':>12}{'exact':>7}")
+        print(f"{'':<28}{'images/s':>10}{'/ serial':>10}{'/ loop':>8}{'/ loop, 1':>11}{'similarity':>12}{'exact':>7}")
         for name, row in by_row.items():
-            serial = name.replace("pooled", "serial")
+            serial = name.split(", pooled")[0] + ", serial" if "pooled" in name else name
             references = {"serial": serial, "loop": LOOP, "one_thread_loop": ONE_THREAD_LOOP}
             row["ratios"] = {key: ratio(by_row, name, reference) for key, reference in references.items()}
             to_serial, to_loop, to_one_thread = row["ratios"].values()
             print(
-                f"{name:<24}{statistics.median(row['images_per_second']):>10.1f}{to_serial:>10.2f}{to_loop:>8.2f}"
+                f"{name:<28}{statistics.median(row['images_per_second']):>10.1f}{to_serial:>10.2f}{to_loop:>8.2f}"
                 f"{to_one_thread:>11.2f}{row['similarity']:>12.3f}{row['exact']:>7.2f}"
             )
     return figures

@@ -170,9 +170,11 @@ def test_engine_may_be_given_as_an_object():
 
 
 def test_unknown_option_lists_the_known_ones():
-    with pytest.raises(ValueError, match="'rapidocr' has no option weights; known: characters"):
+    with pytest.raises(ValueError, match="'rapidocr' has no option weights; known: max_side, characters"):
         make_engine("rapidocr", weights="here")
-    with pytest.raises(ValueError, match="'paddleocr' has no option engine_name; known: runtime, weights, characters"):
+    with pytest.raises(
+        ValueError, match="'paddleocr' has no option engine_name; known: max_side, runtime, weights, characters"
+    ):
         make_engine("paddleocr", engine_name="paddle")
 
 
@@ -204,3 +206,21 @@ def test_telemetry_is_off_before_onnxruntime_is_imported():
         "make_engine('rapidocr'); assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("engine", ["rapidocr", "paddleocr"])
+def test_a_smaller_side_shrinks_the_image_for_the_detector_alone(engine, draw_text):
+    """On 512 pixels a side of 64 loses letters that the recogniser, given the box, would read."""
+    image = to_uint8(
+        torch.minimum(draw_text("HUT", (256, 100), 12, 512), draw_text("LARGE", (256, 350), 120, 512))[None]
+    )[0]
+    (small, large), (only,) = make_engine(engine)(image), make_engine(engine, max_side=64)(image)
+    assert (small.text, large.text, only.text) == ("HUT", "LARGE", "LARGE")
+    # boxes are looser by a few pixels of the shrunk image, each of which is 8 of the image's
+    assert np.abs(only.quad - large.quad).max() < 6 * 8
+
+
+@pytest.mark.parametrize("engine", ["rapidocr", "paddleocr"])
+def test_a_side_of_nothing_is_refused(engine):
+    with pytest.raises(ValueError, match="max_side must be 32 pixels or more, got 0"):
+        make_engine(engine, max_side=0)

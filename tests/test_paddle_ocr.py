@@ -74,7 +74,7 @@ def test_paddleocr_logs_nothing(paddle_engine, image_of, capfd):
 
 
 def test_weights_may_be_given_as_a_folder(paddle_engine, image_of, tmp_path, monkeypatch):
-    with paddle_ocr._model_folders("onnxruntime", None, [], ocr_engine._DETECTOR) as folders:
+    with paddle_ocr.model_folders("onnxruntime", None, [], ocr_engine._detector(960)) as folders:
         for part, folder in folders.items():
             shutil.copytree(folder, tmp_path / part)
     monkeypatch.setattr(paddle_ocr, "_wheel_weights", dict)  # which would serve as well

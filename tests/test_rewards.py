@@ -4,9 +4,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from flow_grpo.clip_model import ClipModel, load_clip
 from flow_grpo.ocr_engine import TextLine
 from flow_grpo.rewards import multi_score
 from flow_grpo.score import Score
+from flow_grpo.scorers import make_scorer
+from tests.clip_models import make_clip
 
 IMAGES = torch.rand(2, 3, 16, 16)
 PROMPTS = ['a sign that says "HUT"', 'a sign that says "HAT"']
@@ -126,3 +129,22 @@ def test_image_is_valid_where_every_scorer_could_score_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "own_scorers", module)
     score = multi_score("cpu", {"own_scorers:first": 1.0, "own_scorers:second": 1.0})
     assert score(IMAGES, PROMPTS)[1]["valid"].tolist() == [True, False]
+
+
+def test_scorers_of_one_clip_model_share_a_pass_and_score_as_alone(monkeypatch):
+    names = ("clip_gradcam", "clipscore", "clip_attention")
+    shared, own = {"model": load_clip(make_clip())}, {name: {"model": load_clip(make_clip())} for name in names}
+    score = multi_score("cpu", dict.fromkeys(names, 1.0), dict.fromkeys(names, shared))
+    trace, passes = ClipModel.trace, []
+    monkeypatch.setattr(ClipModel, "trace", lambda *arguments: passes.append(arguments) or trace(*arguments))
+    details, extras = score(IMAGES, PROMPTS)
+    assert len(passes) == 1
+    for name in names:
+        alone = make_scorer(name, **shared)(IMAGES, PROMPTS)
+        torch.testing.assert_close(details[name], alone.reward)
+        if alone.reward_map is not None:
+            torch.testing.assert_close(extras["maps"][name]["reward_map"], alone.reward_map)
+    passes.clear()
+    apart = multi_score("cpu", dict.fromkeys(names, 1.0), own)
+    apart(IMAGES, PROMPTS)
+    assert len(passes) == 3
