@@ -49,13 +49,15 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint at the start of `epoch` and drop all but the newest `keep`; every process must call it.
 
-    It is written beside its place and renamed into it, so that a kill at any moment leaves no half checkpoint.
+    It is written beside its place and renamed into it, and an old one renamed before it is deleted, so that a kill at any
+    moment leaves no half checkpoint. What a kill left of either is cleared away.
     """
     path = run_dir / f"checkpoint-{epoch:06d}"
     rng = distributed.gather_objects(_rng_state())
     if distributed.is_main and not path.exists():
+        for left in run_dir.glob(".checkpoint-*"):
+            shutil.rmtree(left)
         temporary = run_dir / f".{path.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         policy.save_lora(temporary / "lora")
         with ema.applied():
@@ -73,7 +75,9 @@ def save_checkpoint(
         _sync(temporary)
         os.replace(temporary, path)
         for old in list_checkpoints(run_dir)[:-keep]:
-            shutil.rmtree(old)
+            hidden = run_dir / f".{old.name}.old"
+            os.replace(old, hidden)
+            shutil.rmtree(hidden)
     distributed.wait_for_everyone()
     return path
 

@@ -1,0 +1,72 @@
+"""The tiny run, killed at ten random moments and gone on with each time; says on stdout how far each kill let it get.
+
+python tests/training/killed_run.py RUN_DIR [undisturbed]
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tiny_run import get_config
+
+from config.validation import resolve
+from flow_grpo.training.checkpoint import list_checkpoints
+from flow_grpo.training.distributed import Distributed
+from flow_grpo.training.trainer import Trainer
+
+NUM_KILLS = 10
+NUM_EPOCHS = 3 * NUM_KILLS + 3  # a kill lets at most three be finished
+
+
+def train(run_dir: Path) -> None:
+    config = get_config()
+    config.run_dir, config.num_epochs, config.eval_every, config.keep_checkpoints = str(run_dir), NUM_EPOCHS, 0, 2
+    config.num_groups, config.group_size, config.batch_size, config.updates_per_epoch = 1, 2, 2, 1
+    config.sample.num_steps = 3
+    config.resume_from = "latest" if list_checkpoints(run_dir) else ""
+    config, geometry = resolve(config, 1)
+    Trainer(config, geometry, Distributed(config.mixed_precision)).train()
+
+
+def newest_epoch(run_dir: Path) -> int:
+    checkpoints = list_checkpoints(run_dir)
+    return int(checkpoints[-1].name.removeprefix("checkpoint-")) if checkpoints else 0
+
+
+def train_and_kill(run_dir: Path, moment: float) -> None:
+    """Train in a fork of this process, which has everything imported, and kill it in its third epoch at `moment` of 0 to 1."""
+    child = os.fork()
+    if child == 0:
+        train(run_dir)
+        os._exit(0)
+    begun, finished = newest_epoch(run_dir), []
+    while len(finished) < 2:
+        if newest_epoch(run_dir) > begun + len(finished):
+            finished.append(time.perf_counter())
+        ended, status = os.waitpid(child, os.WNOHANG)
+        assert not ended, f"the run ended with status {status} before it was killed"
+        time.sleep(0.001)
+    time.sleep(moment * (finished[1] - finished[0]))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def main(run_dir: Path) -> None:
+    moments = random.Random(0)
+    for _ in range(NUM_KILLS):
+        train_and_kill(run_dir, moments.random())
+        for path in list_checkpoints(run_dir):
+            torch.load(path / "state.pt", weights_only=True)  # whole
+        print(f"killed after {list_checkpoints(run_dir)[-1].name}", flush=True)
+    train(run_dir)
+
+
+if __name__ == "__main__":
+    if sys.argv[2:] == ["undisturbed"]:
+        train(Path(sys.argv[1]))
+    else:
+        main(Path(sys.argv[1]))
