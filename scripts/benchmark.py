@@ -2,6 +2,7 @@
 
 python scripts/benchmark.py step     # one epoch with reward maps against the same epoch without
 python scripts/benchmark.py ocr      # reading text: each engine, serial and pooled, against Flow-GRPO's loop
+python scripts/benchmark.py maps     # CLIP maps: each against the plain score and a library's Grad-CAM
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import benchmark_maps
 import benchmark_ocr
 from tqdm.auto import tqdm
 
@@ -71,7 +73,9 @@ def main() -> None:
     step.add_argument("overrides", nargs="*", help="fields of the configuration, after a --")
     ocr = commands.add_parser("ocr", help="images a second of the OCR engines")
     benchmark_ocr.add_arguments(ocr)
-    for command in (step, ocr):
+    maps = commands.add_parser("maps", help="seconds and peak memory of the CLIP maps")
+    benchmark_maps.add_arguments(maps)
+    for command in (step, ocr, maps):
         command.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
     figures = args.run(args)
