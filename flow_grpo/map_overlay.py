@@ -70,7 +70,7 @@ def sheet(tiles: Sequence[np.ndarray], labels: Sequence[str], columns: int, tile
 def figure(image: np.ndarray, prompt: str, panels: Sequence[Panel], tile_size: int = 320) -> Image.Image:
     """An image (H, W, 3) uint8 beside one overlay a panel: the prompt on top, names above, a colour bar and scores below.
 
-    tile_size: the tiles' longer side in pixels, but no tile is narrower than its colour bar's words.
+    tile_size: the tiles' longer side in pixels; a narrow tile's column is still as wide as its colour bar's words.
     """
     small, large = ImageFont.load_default(size=13), ImageFont.load_default(size=17)
     scale = tile_size / max(image.shape[:2])
@@ -91,7 +91,7 @@ def figure(image: np.ndarray, prompt: str, panels: Sequence[Panel], tile_size: i
         canvas.paste(_resized(tile, size), (x, top + 22))
     for index, panel in enumerate(panels):
         place = (_MARGIN + (index + 1) * column, top + 22 + size[1] + 8)
-        _draw_legend(canvas, place, column - _GAP if size[0] < 220 else size[0], panel, small)
+        _draw_legend(canvas, place, column - _GAP, panel, small)
     return canvas
 
 
