@@ -67,9 +67,7 @@ def test_a_baseline_differs_from_our_run_in_reward_mode_and_ratio_alone(ours, ba
 
 
 def test_an_unknown_run_is_refused_with_the_known_ones():
-    with pytest.raises(
-        ValueError, match="'tiny'.*tiny_ocr_map, tiny_ocr, tiny_clip_gradcam, ocr_map_sd3, ocr_sd3, ocr_map_flux"
-    ):
+    with pytest.raises(ValueError, match=f"'tiny'.*{', '.join(RUNS)}"):
         get_config("tiny")
 
 
