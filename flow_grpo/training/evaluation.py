@@ -21,10 +21,14 @@ from flow_grpo.training.rollout import SDE, rollout
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics: means over the prompts. examples: (prompt, image (3, H, W), reward, map (H, W) or None) of the first."""
+    """metrics: means over the prompts. examples: (prompt, image (3, H, W), reward, map (H, W) or None) of the first.
+
+    map_kind: of the examples' maps, "reward" or "importance"; None without any.
+    """
 
     metrics: dict[str, float]
     examples: list[tuple[str, torch.Tensor, float, torch.Tensor | None]]
+    map_kind: str | None
 
     def sheet(self, columns: int = 8) -> Image.Image:
         """The examples in rows, each image over its map, with its reward and the first quoted target below."""
@@ -37,7 +41,9 @@ class Evaluation:
             tiles += images + [blank] * padding
             labels += [_label(prompt, reward) for prompt, _, reward, _ in row] + [""] * padding
             if row[0][3] is not None:
-                maps = [overlay(image, entry[3].cpu().numpy()) for image, entry in zip(images, row)]
+                maps = [
+                    overlay(image, entry[3].cpu().numpy(), map_kind=self.map_kind) for image, entry in zip(images, row)
+                ]
                 tiles += maps + [blank] * padding
                 labels += [""] * columns
         return sheet(tiles, labels, columns)
@@ -68,7 +74,7 @@ def evaluate(
         scores = score_fn.submit(images, chosen, [metadata[i] for i in indices])
         signals = {f"signal/{name}": values for name, values in image_signals(images).items()}
         pending.append((chosen, images if start < num_examples else None, scores, signals))
-    rows, examples = [], []
+    rows, examples, map_kind = [], [], None
     for chosen, images, scores, signals in pending:
         details, extras = scores()
         measured = {"reward": details["avg"], "valid": extras["valid"], **extras["details"], **signals}
@@ -77,8 +83,9 @@ def evaluate(
         columns = {name: values.tolist() for name, values in measured.items()}
         rows += [{name: values[i] for name, values in columns.items()} for i in range(len(chosen))]
         if images is not None:
-            maps = next((entry["reward_map"] for entry in extras["maps"].values()), [None] * len(chosen))
-            examples += list(zip(chosen, images, columns["reward"], maps))
+            first = next(iter(extras["maps"].values()), {"reward_map": [None] * len(chosen), "map_kind": None})
+            map_kind = first["map_kind"]
+            examples += list(zip(chosen, images, columns["reward"], first["reward_map"]))
     # Gathered row by row: no prompt is padded in and counted twice, however unevenly they fall.
     every = [row for process_rows in distributed.gather_objects(rows) for row in process_rows]
     valid = [row for row in every if row["valid"]]
@@ -86,7 +93,7 @@ def evaluate(
         raise RuntimeError(f"none of the {len(every)} images of an evaluation could be scored; the log has each cause")
     metrics = {f"eval/{name}": sum(row[name] for row in valid) / len(valid) for name in every[0] if name != "valid"}
     metrics["eval/invalid_share"] = 1 - len(valid) / len(every)
-    return Evaluation(metrics, examples[:num_examples])
+    return Evaluation(metrics, examples[:num_examples], map_kind)
 
 
 def _label(prompt: str, reward: float) -> str:
