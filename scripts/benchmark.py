@@ -1,81 +1,31 @@
 """What things cost, each as a ratio to a reference in the same run.
 
 python scripts/benchmark.py step     # one epoch with reward maps against the same epoch without
-python scripts/benchmark.py ocr      # reading text: each engine, serial and pooled, against Flow-GRPO's loop
-python scripts/benchmark.py maps     # CLIP maps: each against the plain score and a library's Grad-CAM
+python scripts/benchmark.py ocr      # the OCR engines, serial and in workers, against Flow-GRPO's loop
+python scripts/benchmark.py maps     # the CLIP maps against the plain score and two libraries
+python scripts/benchmark.py train    # sampling and training: images a second, and on a GPU how much of it is used
 """
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import benchmark_maps
 import benchmark_ocr
-from tqdm.auto import tqdm
+import benchmark_step
+import benchmark_train
 
-from flow_grpo.training.tracking import read_metrics
-
-STAGES = ("sample", "score", "advantage", "update")
-
-
-def run_epochs(mode: str, num_epochs: int, overrides: list[str]) -> dict[str, float]:
-    """Median seconds by stage of num_epochs epochs in a fresh process (one more warms up), and its peak memory in MiB."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "train_sd3.py", "--config", "config/grpo.py:tiny_ocr_map"]
-        command += [f"--config.run_dir={folder}/run", f"--config.num_epochs={num_epochs + 1}", "--config.eval_every=0"]
-        command += [f"--config.save_every={num_epochs + 1}", f"--config.advantage.mode={mode}", *overrides]
-        with open(Path(folder) / "log", "w+", encoding="utf-8") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"WANDB_MODE": "disabled"})
-            _, status, usage = os.wait4(process.pid, 0)
-            if status:
-                log.seek(0)
-                sys.exit(f"the run failed:\n{log.read()[-4000:]}")
-        rows = read_metrics(Path(folder) / "run")[1:]
-    seconds = {stage: statistics.median(row[f"time/{stage}_seconds"] for row in rows) for stage in STAGES}
-    return seconds | {"peak_mib": usage.ru_maxrss / 1024}
-
-
-def benchmark_step(args: argparse.Namespace) -> dict:
-    """Mode "weight" against "scalar", in turn, a fresh process each: the maps' share of everything but the OCR."""
-    runs = {"scalar": [], "weight": []}
-    for _ in tqdm(range(args.repeats), desc="pairs of runs"):
-        for mode, results in runs.items():
-            results.append(run_epochs(mode, args.epochs, args.overrides))
-    medians = {mode: {key: statistics.median(r[key] for r in rs) for key in rs[0]} for mode, rs in runs.items()}
-    pairs = list(zip(runs["weight"], runs["scalar"]))
-    print(f"{'':<24}{'scalar':>10}{'weight':>10}{'ratio':>8}   (ratio: median over {args.repeats} pairs)")
-    ratios = {}
-    for key in (*STAGES, "peak_mib"):
-        ratios[key] = statistics.median(weight[key] / scalar[key] for weight, scalar in pairs)
-        unit = "MiB" if key == "peak_mib" else "s"
-        print(
-            f"{key + ', ' + unit:<24}{medians['scalar'][key]:>10.3f}{medians['weight'][key]:>10.3f}{ratios[key]:>8.3f}"
-        )
-    # The maps' own work, timed by itself: far below what two runs of an update differ by.
-    extra = medians["weight"]["advantage"] - medians["scalar"]["advantage"]
-    share = extra / medians["scalar"]["update"]
-    print(f"\nmaps to token advantages: {1000 * extra:.1f} ms an epoch, {100 * share:.2f}% of the update")
-    return {"medians": medians, "ratios": ratios, "map_share_of_update": share}
+COMMANDS = {"step": benchmark_step, "ocr": benchmark_ocr, "maps": benchmark_maps, "train": benchmark_train}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    step = commands.add_parser("step", help="one epoch of tiny_ocr_map, mode weight against mode scalar")
-    step.add_argument("--repeats", type=int, default=3, help="pairs of runs")
-    step.add_argument("--epochs", type=int, default=2, help="measured epochs a run")
-    step.set_defaults(run=benchmark_step)
-    step.add_argument("overrides", nargs="*", help="fields of the configuration, after a --")
-    ocr = commands.add_parser("ocr", help="images a second of the OCR engines")
-    benchmark_ocr.add_arguments(ocr)
-    maps = commands.add_parser("maps", help="seconds and peak memory of the CLIP maps")
-    benchmark_maps.add_arguments(maps)
-    for command in (step, ocr, maps):
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(
+            name, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(command)
         command.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
     figures = args.run(args)
