@@ -92,10 +92,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="tiny_ocr_map", help="a run of config/grpo.py (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--run-dir", type=Path, help="default: runs/demo-<date>-<time>")
+    parser.add_argument("--run-dir", type=Path, help="default: runs/demo-<date>-<time>-<seed>")
     parser.add_argument("overrides", nargs="*", help="fields of the configuration: --config.num_epochs=4, after a --")
     args = parser.parse_args()
-    run_dir = args.run_dir or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
+    run_dir = args.run_dir or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}-{args.seed}"
     seconds = launch(args.config, run_dir, args.seed, args.overrides)
 
     summary = summarise(run_dir, args.config, seconds)
