@@ -12,6 +12,7 @@ from flow_grpo.signs_world import (
     COLORS,
     CONSONANTS,
     NUM_WORDS,
+    PAIR_SHAPES,
     SHAPES,
     SIZE,
     VOWELS,
@@ -174,7 +175,7 @@ def test_a_pair_is_two_shapes_of_different_kinds_and_colours_named_from_left_to_
     for seed in SEEDS:
         pair = make_pair(seed)
         (color, kind), (other_color, other_kind) = (thing.name.split() for thing in pair.objects)
-        assert {color, other_color} <= set(COLORS) and {kind, other_kind} <= set(SHAPES)
+        assert {color, other_color} <= set(COLORS) and {kind, other_kind} <= set(PAIR_SHAPES)
         assert color != other_color and kind != other_kind
         assert pair.caption == f"a {color} {kind} and a {other_color} {other_kind}"
         left, right = (thing.mask.nonzero()[1].mean() for thing in pair.objects)
