@@ -1,15 +1,17 @@
 """Make a tiny model of the signs world from nothing.
 
     python scripts/pretrain_tiny.py sd3     # models/tiny-sd3, a complete StableDiffusion3Pipeline: 50 minutes on two cores
+    python scripts/pretrain_tiny.py clip    # models/tiny-clip, a CLIPModel: 4 minutes on one core
 
-The same command, run again, goes on from the last checkpoints in --work-dir. tiny_sd3_training.py
-says how the model is trained.
+The same command, run again, goes on from the last checkpoints in --work-dir. tiny_sd3_training.py and
+tiny_clip_training.py say how each model is trained.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
+from tiny_clip_training import pretrain_clip
 from tiny_sd3_training import pretrain_sd3
 
 
@@ -30,6 +32,11 @@ def main() -> None:
     sd3.add_argument("--transformer-steps", type=int, default=1750)
     sd3.add_argument("--weathering-steps", type=int, default=800)
     sd3.add_argument("--compile", action="store_true", help="torch.compile the transformer: 1.5x on a CPU, needs g++")
+
+    clip = models.add_parser("clip", help="the CLIP that scores and maps", parents=[common])
+    clip.set_defaults(pretrain=pretrain_clip)
+    clip.add_argument("--out", type=Path, default=Path("models/tiny-clip"), help="where the model folder goes")
+    clip.add_argument("--clip-steps", type=int, default=700)
 
     args = parser.parse_args()
     args.pretrain(args)
