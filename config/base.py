@@ -34,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # The prompts
     config.dataset = ""  # folder with train and test, each .txt (a prompt a line) or .jsonl (with metadata)
-    config.num_eval_prompts = 256  # the first of test.txt; 0: all
+    config.num_eval_prompts = 256  # the first of the test prompts; 0: all
     config.prompt_cache = ""  # folder that keeps every prompt's embedding, for later epochs and runs; empty: none
     config.prompt_cache_gib = 4.0  # embeddings kept in a process's memory; 0: none
 
@@ -75,9 +75,7 @@ def get_config() -> ml_collections.ConfigDict:
     train.num_steps = 0  # steps of each rollout that are trained on; 0: the window's, or all but the last
     train.ratio = "gspo_token"  # "image" (Flow-GRPO), "gspo_token" or "token"
     train.clip_range = 1e-4  # of the ratio; "token" wants sqrt(tokens) times as much
-    train.ratio_norm = (
-        False  # RatioNorm of GRPO-Guard: one spread of the ratio at all steps, mean 1; clip_range 2e-6 there
-    )
+    train.ratio_norm = False  # RatioNorm of GRPO-Guard: a ratio of mean 1 and of one spread at all steps
     train.skip_zero_advantages = False  # spend no forward on images without advantage; changes no result, needs beta 0
     train.beta = 0.04  # weight of the KL to the base model; 0: no KL and no base forward
     train.exact_kl = False  # keep |dt| in the KL's variance; Flow-GRPO leaves it out

@@ -43,9 +43,8 @@ def load_paddleocr(runtime: str, weights: str | Path | None, detector: dict) -> 
     _require(runtime)
     needed = ["inference.yml", MODEL_FILE[runtime]]
     if runtime == "paddle" and load is _load_2:
-        needed.append(
-            "inference.pdmodel"
-        )  # 2.10 reads inference.json as well, but downloads anew where this is missing
+        # 2.10 reads inference.json as well, but downloads anew where this is missing
+        needed.append("inference.pdmodel")
     with model_folders(runtime, weights, needed, detector) as folders:
         return load(runtime, folders, detector)
 

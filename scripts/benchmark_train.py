@@ -29,19 +29,16 @@ from flow_grpo.training.sde import log_prob_per_token, sde_step
 TRANSFORMERS = {
     "sd3.5-medium": {
         **{"num_layers": 24, "num_attention_heads": 24, "attention_head_dim": 64, "joint_attention_dim": 4096},
-        **{
-            "caption_projection_dim": 1536,
-            "pooled_projection_dim": 2048,
-            "sample_size": 128,
-            "pos_embed_max_size": 384,
-        },
-        **{"qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13))},
+        **{"caption_projection_dim": 1536, "pooled_projection_dim": 2048, "dual_attention_layers": tuple(range(13))},
     },
     "tiny": {
         **{"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "joint_attention_dim": 64},
-        **{"caption_projection_dim": 32, "pooled_projection_dim": 32, "sample_size": 128, "pos_embed_max_size": 384},
-        **{"qk_norm": "rms_norm", "dual_attention_layers": (0,)},
+        **{"caption_projection_dim": 32, "pooled_projection_dim": 32, "dual_attention_layers": (0,)},
     },
+}
+SHARED = {
+    **{"in_channels": 16, "out_channels": 16, "patch_size": 2, "sample_size": 128, "pos_embed_max_size": 384},
+    "qk_norm": "rms_norm",
 }
 PROMPT_TOKENS = 77 + 128  # CLIP's and T5's
 
@@ -60,9 +57,8 @@ class RandomPrompts(SD3Policy):
 def make_policy(model: str, device: str, dtype: torch.dtype) -> SD3Policy:
     torch.manual_seed(0)
     with torch.device(device):
-        transformer = SD3Transformer2DModel(in_channels=16, patch_size=2, out_channels=16, **TRANSFORMERS[model]).to(
-            dtype
-        )
+        transformer = SD3Transformer2DModel(**SHARED, **TRANSFORMERS[model])
+    transformer.to(dtype)
     # three halvings to an eighth, and no weight: nothing is decoded here
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
@@ -125,12 +121,11 @@ def measure(stage: str, settings: dict) -> dict[str, float]:
     """Seconds of a step (median), its FLOPs and the peak memory in GiB, in this process."""
     device, dtype = settings["device"], getattr(torch, settings["dtype"])
     policy = make_policy(settings["model"], device, dtype)
-    if settings["checkpointing"] and stage == "update":
-        policy.network.train()
-        policy.enable_gradient_checkpointing()
     step = STEPS[stage](policy, settings["batch"])
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:  # without what checkpointing computes again
         step()
+    if settings["checkpointing"] and stage == "update":
+        policy.enable_gradient_checkpointing()
     if settings["compile"]:
         policy.compile()
     for _ in range(3):
@@ -145,7 +140,7 @@ def measure(stage: str, settings: dict) -> dict[str, float]:
         step()
         synchronise()
         seconds.append(time.perf_counter() - started)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else float("nan")
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
     return {"seconds": statistics.median(seconds), "flops": counter.get_total_flops(), "peak_gib": peak}
 
 
@@ -214,7 +209,7 @@ def benchmark_steps(args: argparse.Namespace) -> dict:
         row["mfu"] = row["flops"] / row["seconds"] / rate
         tqdm.write(
             f"{name:<20}{row['seconds']:>10.4f}{args.batch / row['seconds']:>12.2f}{row['flops'] / 1e12:>8.2f}"
-            f"{row['mfu']:>7.2f}{row['peak_gib']:>10.1f}"
+            f"{row['mfu']:>7.2f}{row['peak_gib'] or float('nan'):>10.1f}"
         )
     return figures
 

@@ -90,7 +90,9 @@ def draw_samples(run_dir: Path, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="tiny_ocr_map", help="a run of config/grpo.py (default: %(default)s)")
+    parser.add_argument(
+        "--config", default="tiny_ocr_map", choices=("tiny_ocr_map", "tiny_ocr"), help="default: %(default)s"
+    )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--run-dir", type=Path, help="default: runs/demo-<date>-<time>-<seed>")
     parser.add_argument("overrides", nargs="*", help="fields of the configuration: --config.num_epochs=4, after a --")

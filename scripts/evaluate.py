@@ -26,8 +26,10 @@ def main() -> None:
     parser.add_argument("config", help="a run of config/grpo.py: its model, prompts and rewards")
     parser.add_argument("--lora", help="a checkpoint's lora or lora_ema folder; default: the base model")
     parser.add_argument("--rollout", action="store_true", help="sample as in training, by the SDE, instead of the ODE")
-    parser.add_argument("--num-prompts", type=int, help="the first of test.txt; 0: all; default: the configuration's")
-    parser.add_argument("--dataset", help="folder with test.txt; default: the configuration's")
+    parser.add_argument(
+        "--num-prompts", type=int, help="the first of the test prompts; 0: all; default: the configuration's"
+    )
+    parser.add_argument("--dataset", help="folder with the test prompts; default: the configuration's")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--sheet", type=Path, help="draw the first 32 samples with their maps here")
@@ -46,6 +48,10 @@ def main() -> None:
         max_sequence_length=config.max_sequence_length,
         device=distributed.device,
     )
+    if args.rollout and config.sample.sde_window_size:
+        parser.error(
+            f"{args.config} has another window of stochastic steps in each epoch; evaluate it without --rollout"
+        )
     dataset = args.dataset or config.dataset
     evaluation = evaluate(
         policy,

@@ -23,7 +23,8 @@ from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.ema import ExponentialMovingAverage
 from flow_grpo.training.policies.base import Policy
 
-# What a run may change when it goes on: how long it runs, what it writes and how often, and on how many processes.
+# What a run may change when it goes on: how long it runs, what it writes and how often, in how much memory, and on how
+# many processes.
 MAY_CHANGE = (
     "num_gpus",
     "batch_size",
@@ -34,6 +35,9 @@ MAY_CHANGE = (
     "eval_every",
     "wandb_project",
     "run_dir",
+    "prompt_cache",
+    "prompt_cache_gib",
+    "gradient_checkpointing",
 )
 
 

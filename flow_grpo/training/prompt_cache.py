@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import fields
@@ -16,7 +17,8 @@ from flow_grpo.training.policies.base import PromptEmbeds
 class PromptCache:
     """Takes the place of a policy's `encode_prompts`.
 
-    encode: the policy's own. device: where it puts its embeddings. identity: whatever else the embeddings depend on, as a text: model, length, precision.
+    encode: the policy's own. device: where it puts its embeddings. identity: whatever else the embeddings depend on, as a
+    text: model, length, precision. A model trained anew under the same name wants another folder.
     max_bytes: of embeddings kept in CPU memory, the longest unused leave first. folder: where every prompt's embedding is
     also written, one safetensors file each, shared by the processes of a run and by later runs; None: nowhere.
     """
@@ -42,7 +44,9 @@ class PromptCache:
         if missing:
             embeds = self._encode(missing)
             for index, prompt in enumerate(missing):
-                rows[prompt] = _to(embeds[index : index + 1], torch.device("cpu"))
+                # cloned: a slice on the CPU would keep the whole batch alive
+                row = embeds[index : index + 1]
+                rows[prompt] = PromptEmbeds(*(getattr(row, f.name).cpu().clone() for f in fields(row)))
                 self._keep(prompt, rows[prompt])
                 self._write(prompt, rows[prompt])
         return _to(PromptEmbeds.cat(rows[prompt] for prompt in prompts), self._device)
@@ -72,7 +76,7 @@ class PromptCache:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         # whole or not at all, whoever else writes the same
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary = path.with_suffix(f".{secrets.token_hex(4)}.tmp")
         save_file({field.name: getattr(embeds, field.name) for field in fields(embeds)}, temporary)
         os.replace(temporary, path)
 

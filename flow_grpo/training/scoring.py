@@ -64,7 +64,7 @@ def submit_samples(
                 name: TokenMap(
                     pool_to_tokens(entry["reward_map"].detach().float(), token_grid),
                     entry["map_kind"],
-                    entry["map_valid"],
+                    entry["map_valid"] & extras["valid"],  # another scorer may have failed on the image
                 )
                 for name, entry in (extras["maps"].items() if token_grid else ())
             },

@@ -89,6 +89,12 @@ class Trainer:
             "advantage.mode": (self.config.advantage.mode, "scalar"),
             "train.spatial_kl": (self.config.train.spatial_kl, 0.0),
         }
+        importance = [name for name, entry in extras["maps"].items() if entry["map_kind"] == "importance"]
+        if importance and self.config.advantage.mode == "residual":
+            raise ValueError(
+                f"advantage.mode=residual compares how good a place is, which the maps of {', '.join(importance)} do not "
+                "say; set --config.advantage.mode=weight"
+            )
         for field, (value, without) in needs.items():
             if not extras["maps"] and value != without:
                 raise ValueError(
@@ -117,7 +123,7 @@ class Trainer:
     def train(self) -> None:
         """Run to the last epoch, or to a request to stop, and leave a checkpoint."""
         config = self.config
-        epoch = self._resume()
+        first_epoch = epoch = self._resume()
         self.tracker = NullTracker()
         if self.distributed.is_main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -126,6 +132,8 @@ class Trainer:
         with StopRequest() as stop:
             while epoch < config.num_epochs:
                 if config.eval_every and epoch % config.eval_every == 0:
+                    if epoch > first_epoch:
+                        self._save(epoch)  # a scorer may fail in the evaluation, too
                     self._evaluate(epoch)
                 metrics = self._train_epoch(epoch, stop)
                 if metrics is None:

@@ -59,8 +59,9 @@ class Updater:
             batches = self._batches(own, num_samples, len(drawn[0].latents))
             num_steps = credit.advantages.shape[0]
             self.distributed.begin_accumulation(len(batches) * num_steps)
+            share = len(batches) * len(batches[0]) / num_samples
             for rows in batches:
-                batch, share = pack(drawn, rows), len(rows) * len(batches) / num_samples
+                batch = pack(drawn, rows)
                 earned = own[torch.tensor(rows)]
                 for step in range(num_steps):
                     history.append(self._backward(batch, earned, step, sde, share))
@@ -71,23 +72,23 @@ class Updater:
         return self._reduce(history)
 
     def _batches(self, credit: Credit, num_samples: int, batch_size: int) -> list[list[int]]:
-        """The samples of an update in batches: all, or those with any advantage; as many batches in every process."""
+        """The samples of an update in full batches: all, or as few as hold those with any advantage in every process."""
         rows = list(range(num_samples))
         if self.rule.skip_zero_advantages:
-            has_any = (credit.advantages != 0).flatten(2).any(dim=2).any(dim=0)  # (B,)
-            rows = has_any.nonzero()[:, 0].tolist()
-        batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-        num_batches = max(1, *self.distributed.gather_objects(len(batches))) if self.rule.skip_zero_advantages else 0
-        # A process with fewer goes through the motions with a sample whose advantage is 0, and it has dropped at least one.
-        idle = next((row for row in range(num_samples) if row not in set(rows)), 0)
-        return batches + [[idle]] * (num_batches - len(batches))
+            has_any = (credit.advantages != 0).any(dim=2).any(dim=0).tolist()  # (B,)
+            rows.sort(key=lambda row: not has_any[row])
+            num_batches = max(1, *self.distributed.gather_objects(-(-sum(has_any) // batch_size)))
+            # filled up with samples that change nothing: another batch size would take other kernels, and the ratio not
+            # start at exactly 1
+            rows = rows[: num_batches * batch_size]
+        return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
     def _backward(
         self, trajectories: Trajectories, credit: Credit, step: int, sde: SDE, share: float
     ) -> dict[str, torch.Tensor]:
         """One backward pass; where the accumulation is full, also the optimizer's step.
 
-        share: of this batch in the update, times the number of its batches, by which the accumulation divides.
+        share: of the update's samples that are in its batches; the accumulation takes the mean over those.
         """
         rule, accelerator = self.rule, self.distributed.accelerator
         with accelerator.accumulate(self.policy.forward_module):
@@ -127,7 +128,8 @@ class Updater:
             values = torch.stack([row[name].detach() for row in history if name in row])
             every = self.distributed.gather(values)
             metrics[f"update/{name}"] = float(every.max() if name.endswith("_max") else every.mean())
-        metrics["update/initial_ratio_deviation"] = float(history[0]["ratio_deviation_max"])
+        first = self.distributed.gather(history[0]["ratio_deviation_max"].reshape(1))
+        metrics["update/initial_ratio_deviation"] = float(first.max())
         return metrics
 
 

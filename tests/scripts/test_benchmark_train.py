@@ -1,6 +1,6 @@
 import pytest
 import torch
-from benchmark_train import TRANSFORMERS, make_policy, measure, rollout_step, update_step
+from benchmark_train import SHARED, TRANSFORMERS, make_policy, measure, rollout_step, update_step
 from diffusers import SD3Transformer2DModel
 
 SETTINGS = {
@@ -16,9 +16,7 @@ def policy():
 
 def test_the_large_transformer_is_sd35_medium():
     with torch.device("meta"):
-        transformer = SD3Transformer2DModel(
-            in_channels=16, patch_size=2, out_channels=16, **TRANSFORMERS["sd3.5-medium"]
-        )
+        transformer = SD3Transformer2DModel(**SHARED, **TRANSFORMERS["sd3.5-medium"])
     billions = sum(parameter.numel() for parameter in transformer.parameters()) / 1e9
     assert 2.2 < billions < 2.6  # 2.5 by its model card
 
@@ -48,6 +46,6 @@ def test_an_update_costs_about_twice_a_rollouts_step():
     assert rollout["seconds"] > 0 and update["seconds"] > 0
 
 
-def test_gradient_checkpointing_computes_activations_again():
+def test_what_checkpointing_computes_again_is_no_use_of_the_card():
     plain, checkpointed = (measure("update", SETTINGS | {"checkpointing": flag}) for flag in (False, True))
-    assert 1.2 < checkpointed["flops"] / plain["flops"] < 1.6
+    assert checkpointed["flops"] == plain["flops"]

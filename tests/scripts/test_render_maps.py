@@ -197,7 +197,10 @@ def panel_of(shape, reward=0.5, scorer="ocr_map", map_kind="reward"):
 
 
 def test_page_embeds_each_overlay_exactly_where_it_is_small_and_closely_where_not():
-    for side, tolerance in ((LOSSLESS_UP_TO, 0), (LOSSLESS_UP_TO + 1, 1)):  # a JPEG of quality 90: half a level here, on average
+    for side, tolerance in (
+        (LOSSLESS_UP_TO, 0),
+        (LOSSLESS_UP_TO + 1, 1),
+    ):  # a JPEG of quality 90: half a level here, on average
         image = np.full((64, side, 3), 100, dtype=np.uint8)
         panel = panel_of(image.shape[:2])
         shown = Tags(page([Row("a.png", "", image, [panel])], "t")).named("img")[1]

@@ -9,6 +9,7 @@ import torch
 
 from flow_grpo.training.checkpoint import list_checkpoints
 from flow_grpo.training.distributed import Distributed
+from flow_grpo.training.tracking import read_metrics
 
 WORKER = Path(__file__).parent / "worker.py"
 
@@ -124,3 +125,27 @@ def test_a_scorer_that_fails_in_one_process_ends_the_run_of_all_with_its_error(t
     assert done.returncode != 0
     assert "the reward has failed" in done.stderr and "in another process of this run" in done.stderr
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-000000"]
+
+
+def test_skipping_changes_no_result_where_a_process_has_no_advantage_left(tmp_path, process_environment):
+    """Each process has one group, and the brightness of one of the two is above the threshold in every image."""
+    states = []
+    for skip in (False, True):
+        (tmp_path / "skipping_config.py").write_text(
+            "from tiny_run import REWARD, get_config as tiny\n"
+            "def get_config():\n"
+            "    config = tiny()\n"
+            "    config.num_gpus, config.batch_size, config.updates_per_epoch, config.num_epochs = 2, 2, 1, 1\n"
+            "    config.num_groups, config.group_size, config.eval_every, config.train.beta = 2, 2, 0, 0.0\n"
+            "    config.reward_options = {REWARD: {'threshold': 0.685}}\n"
+            f"    config.train.skip_zero_advantages = {skip}\n"
+            "    return config\n"
+        )
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_sd3.py"]
+        flags = ["--config", str(tmp_path / "skipping_config.py"), f"--config.run_dir={tmp_path / str(skip)}"]
+        done = subprocess.run([*launcher, *flags], env=process_environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert read_metrics(tmp_path / str(skip))[0]["rollout/zero_advantage_share"] == 0.5
+        (checkpoint,) = list_checkpoints(tmp_path / str(skip))
+        states.append(torch.load(checkpoint / "state.pt", weights_only=True)["lora"])
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

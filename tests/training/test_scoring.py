@@ -4,6 +4,8 @@ import torch
 
 from flow_grpo.reward_map import pool_to_tokens
 from flow_grpo.rewards import MultiScore, multi_score
+from flow_grpo.score import Score
+from flow_grpo.scorers import make_scorer
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.scoring import PendingScores, concatenate, gather, submit_samples
 
@@ -77,3 +79,13 @@ def test_a_failure_may_come_as_late_as_the_answer():
     scores.submit(some_images(1), ["p"], [{}], torch.tensor([0]))
     assert scores.failure is None
     assert scores.collect() is None and isinstance(scores.failure, ZeroDivisionError)
+
+
+def test_a_map_of_an_image_that_another_scorer_could_not_score_is_not_valid():
+    def half(images, prompts, metadata=None):
+        return Score(torch.zeros(2), valid=torch.tensor([True, False]))
+
+    mapped = make_scorer(REWARD)
+    score_fn = MultiScore({"half": half, REWARD: mapped}, {"half": 1.0, REWARD: 1.0})
+    scored = submit_samples(score_fn, some_images(2), ["p"] * 2, [{}] * 2, torch.arange(2), (4, 4))()
+    assert scored.valid.tolist() == scored.maps[REWARD].valid.tolist() == [True, False]

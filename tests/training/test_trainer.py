@@ -330,6 +330,29 @@ def test_a_mode_that_needs_a_map_refuses_a_reward_without_one_before_the_weights
         make_trainer(tmp_path, reward_options={REWARD: {"pixel_map": None}}, model="nowhere")
 
 
+def test_residuals_of_an_importance_map_are_refused_before_the_weights(make_trainer, tmp_path):
+    options = {"reward_options": {REWARD: {"kind": "importance"}}, "advantage.mode": "residual"}
+    with pytest.raises(ValueError, match=f"advantage.mode=residual.*{REWARD}.*advantage.mode=weight"):
+        make_trainer(tmp_path, model="nowhere", **options)
+
+
+def test_a_scorer_that_fails_in_an_evaluation_loses_nothing(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, eval_every=2, save_every=100)
+    submit, count = trainer.score_fn.submit, 0
+
+    def failing(*arguments):
+        nonlocal count
+        count += 1
+        if count == 6:  # an evaluation, two batches in each of two epochs, an evaluation
+            raise ConnectionError("the reward server has gone")
+        return submit(*arguments)
+
+    trainer.score_fn.submit = failing
+    with pytest.raises(ConnectionError):
+        trainer.train()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-000002"]
+
+
 def test_a_prompt_without_quotes_stops_an_ocr_run_with_the_prompt(make_trainer, tmp_path):
     for split in ("train", "test"):
         (tmp_path / f"{split}.txt").write_text("a blue sign without any word\n")
