@@ -1,0 +1,53 @@
+"""The documentation keeps up with the code: every option with its default, every link to a file that is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from config.base import get_config
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "dataset/ocr/README.md"]
+
+
+def flat(fields, prefix=""):
+    for name, value in fields.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def documented():
+    rows = re.findall(r"^\| `([a-z_.]+)` \| (.+?) \|", (ROOT / "docs/options.md").read_text(), flags=re.MULTILINE)
+    return {name: default.strip("`") for name, default in rows}
+
+
+def test_every_option_is_documented_and_no_other():
+    assert sorted(documented()) == sorted(name for name, _ in flat(get_config().to_dict()))
+
+
+@pytest.mark.parametrize(("name", "value"), list(flat(get_config().to_dict())))
+def test_documented_default_is_the_real_one(name, value):
+    written = documented()[name]
+    if value == "" or value == {}:
+        assert written in ("empty", "none")
+    elif isinstance(value, float):
+        assert float(written) == value
+    else:
+        assert written == str(value)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_of_the_repository(page):
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    broken = [link for link in links if not link.startswith("http") and not (page.parent / link).exists()]
+    assert broken == []
+
+
+def test_every_run_is_in_the_readme():
+    source = (ROOT / "config/grpo.py").read_text()
+    runs = re.findall(r"^def ([a-z]\w+)\(\) -> ", source, flags=re.MULTILINE)
+    text = (ROOT / "README.md").read_text()
+    assert len(runs) >= 5 and [run for run in runs if f"`{run}`" not in text] == []
