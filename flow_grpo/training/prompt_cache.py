@@ -49,7 +49,10 @@ class PromptCache:
                 rows[prompt] = PromptEmbeds(*(getattr(row, f.name).cpu().clone() for f in fields(row)))
                 self._keep(prompt, rows[prompt])
                 self._write(prompt, rows[prompt])
-        return _to(PromptEmbeds.cat(rows[prompt] for prompt in prompts), self._device)
+        # each row goes to the device once, and is repeated for siblings there
+        index = {prompt: row for row, prompt in enumerate(unique)}
+        embeds = _to(PromptEmbeds.cat(rows[prompt] for prompt in unique), self._device)
+        return embeds[torch.tensor([index[prompt] for prompt in prompts])]
 
     def _find(self, prompt: str) -> PromptEmbeds | None:
         if prompt in self._kept:

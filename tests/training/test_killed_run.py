@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import torch
+from tiny_run import timeless_rows
 
 from flow_grpo.training.checkpoint import list_checkpoints
-from flow_grpo.training.tracking import read_metrics
 
 SCRIPT = Path(__file__).with_name("killed_run.py")
 
@@ -27,10 +27,6 @@ def run(run_dir, environment, *arguments):
 
 def final_state(run_dir):
     return torch.load(list_checkpoints(run_dir)[-1] / "state.pt", weights_only=True)
-
-
-def timeless_rows(run_dir):
-    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_metrics(run_dir)]
 
 
 def test_a_run_killed_at_ten_random_moments_ends_where_an_undisturbed_one_does(tmp_path, process_environment):

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 from PIL import Image
+from tiny_run import timeless_rows
 
 from flow_grpo.training.checkpoint import list_checkpoints
 from flow_grpo.training.distributed import Distributed
@@ -45,12 +46,6 @@ def differences(one, other):
         name
         for name in one
         if not (torch.equal(one[name], other[name]) if torch.is_tensor(one[name]) else one[name] == other[name])
-    ]
-
-
-def timeless_rows(run_dir):
-    return [
-        {name: value for name, value in row.items() if not name.startswith("time/")} for row in read_metrics(run_dir)
     ]
 
 

@@ -1,6 +1,7 @@
 """A configuration of seconds: tiny-sd3, two groups of four, the brightness reward. For `train_sd3.py --config`, too."""
 
 from config.grpo import tiny_ocr_map
+from flow_grpo.training.tracking import read_metrics
 
 REWARD = "brightness_reward:Brightness"
 
@@ -24,3 +25,10 @@ def get_config():
     config.train.learning_rate = 1e-3
     config.train.ema_every = 1
     return config
+
+
+def timeless_rows(run_dir):
+    """A run's metrics without its seconds: what two runs that are the same have in common."""
+    return [
+        {name: value for name, value in row.items() if not name.startswith("time/")} for row in read_metrics(run_dir)
+    ]
