@@ -4,6 +4,7 @@
 #   by hand   NUM_NODES=4 NODE_RANK=0..3 MASTER_ADDR=HOST_OF_NODE_0 scripts/multi_node.sh
 #   Slurm     srun --nodes=4 --ntasks-per-node=1 --gpus-per-node=8 scripts/multi_node.sh
 #
+# KIND=fsdp2 puts the model in parts on all of them, where it does not fit on each GPU.
 # The run's folder must be one that all machines share. Further flags are the run's: --config.FIELD=VALUE
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,7 +23,7 @@ for name in NUM_NODES NODE_RANK MASTER_ADDR; do
 done
 processes=$((NUM_NODES * gpus))
 
-exec accelerate launch --config_file scripts/accelerate/multi_node.yaml \
+exec accelerate launch --config_file "scripts/accelerate/${KIND:-multi_node}.yaml" \
     --num_machines "$NUM_NODES" --machine_rank "$NODE_RANK" --num_processes "$processes" \
     --main_process_ip "$MASTER_ADDR" --main_process_port "${MASTER_PORT:-29500}" \
     train_sd3.py --config config/grpo.py:"${RUN:-ocr_map_sd3}" --config.num_gpus="$processes" "$@"

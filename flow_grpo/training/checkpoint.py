@@ -22,6 +22,7 @@ import torch
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.ema import ExponentialMovingAverage
 from flow_grpo.training.policies.base import Policy
+from flow_grpo.training.shards import load_optimizer_state, whole_optimizer_state
 
 # What a run may change when it goes on: how long it runs, what it writes and how often, in how much memory, and on how
 # many processes.
@@ -58,21 +59,24 @@ def save_checkpoint(
     """
     path = run_dir / f"checkpoint-{epoch:06d}"
     rng = distributed.gather_objects(_rng_state())
+    # Weights may lie in parts on all processes: they are put together here, and the main one writes.
+    lora = _on_cpu(policy.lora_state())
+    with ema.applied():
+        averaged = _on_cpu(policy.lora_state())
+    state = {
+        "lora": lora,
+        "optimizer": whole_optimizer_state(optimizer),
+        "ema": ema.state_dict(),
+        "scaler": distributed.scaler_state(),
+        "epoch": epoch,
+    }
     if distributed.is_main and not path.exists():
         for left in run_dir.glob(".checkpoint-*"):
             shutil.rmtree(left)
         temporary = run_dir / f".{path.name}.tmp"
         temporary.mkdir(parents=True)
-        policy.save_lora(temporary / "lora")
-        with ema.applied():
-            policy.save_lora(temporary / "lora_ema")
-        state = {
-            "lora": {name: tensor.cpu() for name, tensor in policy.lora_state().items()},
-            "optimizer": optimizer.state_dict(),
-            "ema": ema.state_dict(),
-            "scaler": distributed.scaler_state(),
-            "epoch": epoch,
-        }
+        policy.save_lora(temporary / "lora", lora)
+        policy.save_lora(temporary / "lora_ema", averaged)
         torch.save(state, temporary / "state.pt")
         torch.save(rng, temporary / "rng.pt")
         (temporary / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
@@ -98,9 +102,9 @@ def load_checkpoint(
     With another number of processes than the checkpoint's the random states stay as they are; the samples do not depend
     on them.
     """
-    state = torch.load(path / "state.pt", map_location=distributed.device, weights_only=True)
+    state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     policy.load_lora_state(state["lora"])
-    optimizer.load_state_dict(state["optimizer"])
+    load_optimizer_state(optimizer, state["optimizer"])
     ema.load_state_dict(state["ema"])
     distributed.load_scaler_state(state["scaler"])
     rng = torch.load(path / "rng.pt", weights_only=True)
@@ -125,17 +129,23 @@ def find_checkpoint(run_dir: Path, resume_from: str) -> Path:
     return path
 
 
-def check_same_config(path: Path, config: dict[str, Any]) -> None:
-    """Raise ValueError where the checkpoint belongs to another configuration, naming the fields that differ."""
+def changed_fields(path: Path, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fields that a run goes on with otherwise than the checkpoint: (in the checkpoint, now) by name.
+
+    Raises ValueError where that is more than MAY_CHANGE, naming those fields.
+    """
     saved = _flatten(json.loads((path / "config.json").read_text(encoding="utf-8")))
     current = _flatten(json.loads(json.dumps(config)))
-    names = sorted(name for name in saved.keys() | current.keys() if name not in MAY_CHANGE)
-    different = [n for n in names if saved.get(n) != current.get(n)]
-    if different:
-        lines = [f"  {n}: {saved.get(n)!r} in the checkpoint, {current.get(n)!r} now" for n in different]
+    names = sorted(saved.keys() | current.keys())
+    changed = {name: (saved.get(name), current.get(name)) for name in names if saved.get(name) != current.get(name)}
+    lines = [
+        f"  {n}: {was!r} in the checkpoint, {now!r} now" for n, (was, now) in changed.items() if n not in MAY_CHANGE
+    ]
+    if lines:
         raise ValueError(
             f"{path} was written by another configuration; set these back, or start a new run_dir:\n" + "\n".join(lines)
         )
+    return changed
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
@@ -161,6 +171,11 @@ def _set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def _on_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies, on the CPU too: the weights are about to change."""
+    return {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}
 
 
 def _sync(folder: Path) -> None:

@@ -3,8 +3,10 @@
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, gather_object, parse_flag_from_env
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 
 class Distributed:
@@ -20,6 +22,21 @@ class Distributed:
             # Rollouts call the wrapped model without gradients; broadcasting buffers would make each a collective.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
+        if parse_flag_from_env("ACCELERATE_USE_FSDP") and self.num_processes > 1:
+            self._shard()
+
+    def _shard(self) -> None:
+        """Make accelerate prepare the network by FSDP2, as the launcher's configuration asks."""
+        plugin = FullyShardedDataParallelPlugin()  # reads what the launcher says
+        if plugin.fsdp_version != 2:
+            raise ValueError("fsdp_version 1 is not supported; launch with fsdp_version: 2")
+        # The weights have the types they need, and autocast does the rest; FSDP2 would round the timesteps to half, too.
+        plugin.mixed_precision_policy = MixedPrecisionPolicy()
+        state = self.accelerator.state
+        state.fsdp_plugin = plugin
+        state.distributed_type = PartialState().distributed_type = (
+            DistributedType.FSDP
+        )  # on CPUs it would stay with DDP
 
     @staticmethod
     def launched_processes() -> int:
@@ -41,6 +58,13 @@ class Distributed:
     @property
     def is_main(self) -> bool:
         return self.accelerator.is_main_process
+
+    def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """What to call instead of the network, and the optimizer of its weights; the network's parameters may be others."""
+        module, optimizer = self.accelerator.prepare(network, optimizer)
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            module.forward = self.accelerator.autocast()(module.forward)  # which accelerate does, but not with FSDP2
+        return module, optimizer
 
     def begin_accumulation(self, num_passes: int) -> None:
         """The next num_passes backward passes make one optimizer step; the same number in every process."""

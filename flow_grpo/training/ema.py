@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
+from flow_grpo.training.shards import own_parts, parts_like, whole
+
 
 class ExponentialMovingAverage:
     """average <- decay * average + (1 - decay) * weights, every `update_every` optimizer steps (Flow-GRPO: 0.9, 8).
@@ -27,23 +29,25 @@ class ExponentialMovingAverage:
             return
         num_updates = self.num_steps // self.update_every
         decay = min(self.decay, (1 + num_updates) / (10 + num_updates))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self._parameters], 1 - decay)
+        torch._foreach_lerp_(own_parts(self.average), own_parts(self._parameters), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within the context the model's weights are the average; afterwards they are what they were."""
         with torch.no_grad():
-            kept = [p.detach().clone() for p in self._parameters]
-            torch._foreach_copy_([p.detach() for p in self._parameters], self.average)
+            kept = [part.clone() for part in own_parts(self._parameters)]
+            torch._foreach_copy_(own_parts(self._parameters), own_parts(self.average))
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_([p.detach() for p in self._parameters], kept)
+                torch._foreach_copy_(own_parts(self._parameters), kept)
 
     def state_dict(self) -> dict:
-        return {"num_steps": self.num_steps, "average": self.average}
+        """With whole tensors; where they lie in parts, every process must call it."""
+        return {"num_steps": self.num_steps, "average": [whole(average).cpu() for average in self.average]}
 
     def load_state_dict(self, state: dict) -> None:
         self.num_steps = state["num_steps"]
-        torch._foreach_copy_(self.average, state["average"])
+        for average, value in zip(self.average, state["average"], strict=True):
+            average.copy_(parts_like(value, average))

@@ -65,12 +65,16 @@ def evaluate(
     Means are over the images that could be scored; invalid_share is the share of the others.
     """
     own = list(range(distributed.rank, len(prompts), distributed.num_processes))
-    pending, starts = [], range(0, len(own), batch_size)
+    most = -(-len(prompts) // distributed.num_processes)  # that any process has
+    pending, starts = [], range(0, most, batch_size)
     for start in tqdm(starts, desc="evaluation", leave=False, disable=not distributed.is_main):
         indices = own[start : start + batch_size]
         chosen = [prompts[i] for i in indices]
         seeds = [sample_seed(seed, i) for i in indices]
-        images = rollout(policy, chosen, seeds, sde, num_kept=0).images
+        # A process that has none left samples along: where the weights lie in parts, the others wait for its part.
+        images = rollout(policy, chosen or prompts[:1], seeds or [seed], sde, num_kept=0).images
+        if not chosen:
+            continue
         scores = score_fn.submit(images, chosen, [metadata[i] for i in indices])
         signals = {f"signal/{name}": values for name, values in image_signals(images).items()}
         pending.append((chosen, images if start < num_examples else None, scores, signals))

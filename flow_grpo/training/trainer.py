@@ -3,6 +3,7 @@
 import time
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 import torch
@@ -72,12 +73,13 @@ class Trainer:
             self.policy.compile()
         uses_maps = config.advantage.mode != "scalar" or config.train.spatial_kl > 0
         self.token_grid = self.policy.token_grid if uses_maps else None
-        self.parameters = [p for p in self.policy.network.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.train.learning_rate, weight_decay=config.train.weight_decay
+            self.policy.trainable_parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
         )
-        self.ema = ExponentialMovingAverage(self.parameters, config.train.ema_decay, config.train.ema_every)
-        self.policy.forward_module, self.optimizer = distributed.accelerator.prepare(self.policy.network, optimizer)
+        self.policy.forward_module, self.optimizer = distributed.prepare(self.policy.network, optimizer)
+        self.ema = ExponentialMovingAverage(
+            self.policy.trainable_parameters(), config.train.ema_decay, config.train.ema_every
+        )
         rule = UpdateRule(**{field.name: config.train[field.name] for field in fields(UpdateRule)})
         self.updater = Updater(self.policy, self.optimizer, self.ema, distributed, rule)
 
@@ -105,13 +107,15 @@ class Trainer:
     def _find_resume_path(self) -> Path | None:
         if self.config.resume_from:
             path = checkpoint.find_checkpoint(self.run_dir, self.config.resume_from)
-            checkpoint.check_same_config(path, self.config.to_dict())
+            changed = checkpoint.changed_fields(path, self.config.to_dict())
             newest = checkpoint.list_checkpoints(self.run_dir)[-1:]
             if newest and newest[0].resolve() != path.resolve():
                 raise ValueError(
                     f"{self.run_dir} goes on to {newest[0].name}; give the branch from {path} a --config.run_dir "
                     "of its own"
                 )
+            if self.distributed.is_main:
+                print(_going_on(path, changed), flush=True)
             return path
         if checkpoint.list_checkpoints(self.run_dir):
             raise ValueError(
@@ -253,3 +257,13 @@ class Trainer:
         self.tracker.log(evaluation.metrics, epoch)
         if evaluation.examples:  # a process beyond the number of prompts has none to show
             self.tracker.log_image("eval/samples", evaluation.sheet(), "held-out prompts", epoch)
+
+
+def _going_on(path: Path, changed: dict[str, tuple[Any, Any]]) -> str:
+    """What a resumed run says of itself."""
+    says = f"going on from {path}"
+    if changed := {name: values for name, values in changed.items() if name != "resume_from"}:
+        says += " with " + ", ".join(f"{name} {now} (was {was})" for name, (was, now) in changed.items())
+    if changed.keys() & {"num_gpus", "batch_size"}:
+        says += "; samples, groups and optimizer steps stay the same, up to rounding"
+    return says

@@ -12,6 +12,7 @@ from flow_grpo.training.ema import ExponentialMovingAverage
 from flow_grpo.training.objective import grpo_loss, ratio_norm
 from flow_grpo.training.policies.base import Policy
 from flow_grpo.training.rollout import SDE, Trajectories, kl_to_base, pack, replay
+from flow_grpo.training.shards import whole
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Updater:
     ):
         self.policy, self.optimizer, self.ema = policy, optimizer, ema
         self.distributed, self.rule = distributed, rule
-        self.parameters = [p for p in policy.network.parameters() if p.requires_grad]
+        self.parameters = policy.trainable_parameters()
 
     def run(
         self, trajectories: Sequence[Trajectories], credit: Credit, sde: SDE, num_updates: int, title: str
@@ -105,7 +106,7 @@ class Updater:
                 loss = loss + rule.beta * (kl if credit.kl_weights is None else credit.kl_weights * kl).mean()
             accelerator.backward(loss * share)
             if accelerator.sync_gradients:
-                metrics["grad_norm"] = accelerator.clip_grad_norm_(self.parameters, rule.max_grad_norm)
+                metrics["grad_norm"] = whole(accelerator.clip_grad_norm_(self.parameters, rule.max_grad_norm))
             self.optimizer.step()
             self.optimizer.zero_grad()
             if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from flow_grpo.training.checkpoint import (
     MAY_CHANGE,
-    check_same_config,
+    changed_fields,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
@@ -27,7 +27,7 @@ class Run:
 
     def __init__(self, policy):
         self.policy = policy
-        self.parameters = [p for p in policy.network.parameters() if p.requires_grad]
+        self.parameters = policy.trainable_parameters()
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-2)
         self.ema = ExponentialMovingAverage(self.parameters, decay=0.5, update_every=1)
         self.distributed = Distributed()
@@ -146,10 +146,10 @@ def test_an_error_during_writing_leaves_no_checkpoint_and_the_weights_as_they_we
     class FailsHalfway:
         lora_state = trained.policy.lora_state
 
-        def save_lora(self, folder):
+        def save_lora(self, folder, state):
             if folder.name == "lora_ema":
                 raise FullDisk
-            trained.policy.save_lora(folder)
+            trained.policy.save_lora(folder, state)
 
     before = trained.everything()
     with pytest.raises(FullDisk):
@@ -186,7 +186,7 @@ def written(tmp_path):
 def test_a_checkpoint_of_another_configuration_is_refused_naming_every_field(written):
     other = CONFIG | {"seed": 2, "train": {"beta": 0.0}, "rewards": {"ocr_map": 1.0}}
     with pytest.raises(ValueError) as caught:
-        check_same_config(written, other)
+        changed_fields(written, other)
     message = str(caught.value)
     assert "seed: 1 in the checkpoint, 2 now" in message
     assert "train.beta: 0.04 in the checkpoint, 0.0 now" in message
@@ -196,6 +196,8 @@ def test_a_checkpoint_of_another_configuration_is_refused_naming_every_field(wri
 
 
 def test_the_same_configuration_and_what_may_change_are_taken(written):
-    check_same_config(written, dict(CONFIG))
+    assert changed_fields(written, dict(CONFIG)) == {}
     changed = {name: "something else" for name in MAY_CHANGE}
-    check_same_config(written, CONFIG | changed)
+    assert changed_fields(written, CONFIG | changed) == {
+        name: (CONFIG.get(name), "something else") for name in MAY_CHANGE
+    }

@@ -1,4 +1,7 @@
-"""Two real processes on the CPU against one with twice the batch: the same samples, advantages and weights."""
+"""Two real processes on the CPU against one with twice the batch: the same samples, advantages and weights.
+
+By DDP and by FSDP2, as the launcher's own configuration of either sets it up.
+"""
 
 import subprocess
 import sys
@@ -12,40 +15,48 @@ from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.tracking import read_metrics
 
 WORKER = Path(__file__).parent / "worker.py"
+# torchrun: on a CPU accelerate's own launcher starts one process, whatever --num_processes says
+TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+NUM_EPOCHS = 3
+WRAPPED = {"ddp": ("DistributedDataParallel", "Parameter"), "fsdp2": ("FSDPSD3Transformer2DModel", "DTensor")}
 
 
-def run(launcher, folder, num_processes, batch_size, environment):
-    done = subprocess.run(
-        [sys.executable, *launcher, str(WORKER), str(folder), str(batch_size)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def run(command, environment):
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+def watch(launcher, folder, num_processes, batch_size, environment):
+    run([*launcher, str(WORKER), str(folder), str(batch_size)], environment)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(num_processes)]
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory, process_environment):
     """What one process saw, with batches of four."""
-    return run([], tmp_path_factory.mktemp("one"), 1, 4, process_environment)[0]
+    return watch([], tmp_path_factory.mktemp("one"), 1, 4, process_environment)[0]
+
+
+@pytest.fixture(scope="module", params=WRAPPED)
+def kind(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory, process_environment):
+def two(kind, tmp_path_factory, launched_environment):
     """What each of two processes saw, with batches of two."""
-    # torchrun: on a CPU accelerate's own launcher starts one process, whatever --num_processes says
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    return run(launcher, tmp_path_factory.mktemp("two"), 2, 2, process_environment)
+    return watch(TWO_PROCESSES, tmp_path_factory.mktemp(kind), 2, 2, launched_environment(kind))
 
 
-def test_the_launched_processes_are_really_two(one, two):
-    assert [seen["num_processes"] for seen in two] == [2, 2] and all(seen["wrapped"] for seen in two)
-    assert one["num_processes"] == 1 and not one["wrapped"]
+def test_the_launched_processes_are_really_two_and_share_the_weights_as_asked(kind, one, two):
+    assert [seen["num_processes"] for seen in two] == [2, 2] and one["num_processes"] == 1
+    assert all((seen["module"], seen["parameter"]) == WRAPPED[kind] for seen in two)
+    assert one["module"] == "SD3Transformer2DModel"
 
 
 def test_two_processes_draw_the_samples_of_one(one, two):
+    assert len(one["prompts"]) == 2 * NUM_EPOCHS
     for batch, (prompts, images, rewards) in enumerate(zip(one["prompts"], one["images"], one["rewards"], strict=True)):
         assert [prompt for seen in two for prompt in seen["prompts"][batch]] == prompts
         # batches of two and of four take other matrix kernels, whose fp32 rounding four steps carry on
@@ -54,41 +65,65 @@ def test_two_processes_draw_the_samples_of_one(one, two):
 
 
 def test_two_processes_give_the_advantages_of_one(one, two):
-    for batch in range(2):
-        ours = torch.cat([seen["advantages"][:, 2 * batch : 2 * batch + 2] for seen in two], dim=1)
-        expected = one["advantages"][:, 4 * batch : 4 * batch + 4]
-        assert expected.shape == (2, 4, 64) and expected.std() > 0.1
-        # rewards that differ by 1e-6 of rounding, over a spread of rewards of 1e-2, times a weight of up to 8
-        torch.testing.assert_close(ours, expected, atol=1e-2, rtol=1e-2)
+    for epoch in range(NUM_EPOCHS):
+        for batch in range(2):
+            ours = torch.cat([seen["advantages"][epoch][:, 2 * batch : 2 * batch + 2] for seen in two], dim=1)
+            expected = one["advantages"][epoch][:, 4 * batch : 4 * batch + 4]
+            assert expected.shape == (2, 4, 64) and expected.std() > 0.05
+            # rewards that differ by 1e-6 of rounding, over a spread of rewards of 1e-2, times a weight of up to 8
+            torch.testing.assert_close(ours, expected, atol=1e-2, rtol=1e-2)
 
 
 def test_every_process_reports_the_metrics_of_all(one, two):
-    timeless = [{k: v for k, v in seen["metrics"].items() if not k.startswith("time/")} for seen in two]
-    assert timeless[0] == timeless[1] and len(timeless[0]) > 10
-    for name, value in one["metrics"].items():
-        # ratio_std is the mean spread within a process by its own definition, and falls with the batch
-        if name != "update/ratio_std" and not name.startswith("time/"):
-            assert two[0]["metrics"][name] == pytest.approx(value, rel=1e-2, abs=1e-4), name
+    for epoch in range(NUM_EPOCHS):
+        metrics = [seen["metrics"][epoch] for seen in two]
+        timeless = [{k: v for k, v in own.items() if not k.startswith("time/")} for own in metrics]
+        assert timeless[0] == timeless[1] and len(timeless[0]) > 10
+        for name, value in one["metrics"][epoch].items():
+            # ratio_std is the mean spread within a process by its own definition, and falls with the batch
+            if name != "update/ratio_std" and not name.startswith("time/"):
+                assert metrics[0][name] == pytest.approx(value, rel=1e-2, abs=1e-4), name
 
 
-def test_after_an_epoch_all_processes_hold_the_same_weights_to_the_bit(two):
-    assert all(torch.equal(a, b) for a, b in zip(two[0]["weights"], two[1]["weights"], strict=True))
+def test_all_processes_hold_the_same_weights_to_the_bit_after_every_epoch(two):
+    for ours, theirs in zip(two[0]["weights"], two[1]["weights"], strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_every_process_starts_from_the_weights_of_one(one, two):
     for seen in two:
-        assert all(torch.equal(a, b) for a, b in zip(seen["initial"], one["initial"], strict=True))
+        assert all(torch.equal(seen["weights"][0][name], start) for name, start in one["weights"][0].items())
 
 
-def test_after_an_epoch_two_processes_hold_the_weights_of_one(one, two):
-    def flat(tensors):
-        return torch.cat([tensor.flatten() for tensor in tensors])
+def test_two_processes_hold_the_weights_of_one_after_every_epoch(one, two):
+    for epoch in range(1, 1 + NUM_EPOCHS):
+        assert_same_change(one["weights"][0], one["weights"][epoch], two[0]["weights"][epoch])
 
-    start = flat(one["initial"])
-    expected, ours = flat(one["weights"]) - start, flat(two[0]["weights"]) - start
-    assert expected.abs().max() > 1e-4
+
+def assert_same_change(start, expected, ours):
+    """That both weights came from the start by the same steps, up to float rounding."""
+    start, expected, ours = (torch.cat([state[name].flatten() for name in start]) for state in (start, expected, ours))
+    assert (expected - start).abs().max() > 1e-4
     # Adam divides by the gradient's own size, so where that is near 0 its rounding moves the weight: 1e-4 was measured
-    assert (ours - expected).norm() < 0.01 * expected.norm()
+    assert (ours - expected).norm() < 0.01 * (expected - start).norm()
+
+
+def test_a_run_goes_on_with_other_processes_and_another_way_to_share_the_weights(
+    one, tmp_path, process_environment, launched_environment
+):
+    """FSDP2 on two, then one process, then DDP on two: an epoch each, and the weights of one process throughout."""
+    legs = [("fsdp2", TWO_PROCESSES, 2), (None, [], 1), ("ddp", TWO_PROCESSES, 2)]
+    for epoch, (kind, launcher, num_processes) in enumerate(legs, start=1):
+        fields = {"num_gpus": num_processes, "batch_size": 4 // num_processes, "num_epochs": epoch, "eval_every": 0}
+        fields |= {"run_dir": tmp_path / "run", "resume_from": "latest" if epoch > 1 else ""}
+        flags = [f"--config.{name}={value}" for name, value in fields.items()]
+        environment = launched_environment(kind) if kind else process_environment
+        done = run([*launcher, "train_sd3.py", "--config", "tests/training/tiny_run.py", *flags], environment)
+        if epoch > 1:
+            earlier = 3 - num_processes
+            assert f"num_gpus {num_processes} (was {earlier})" in done.stdout
+        state = torch.load(tmp_path / "run" / f"checkpoint-00000{epoch}" / "state.pt", weights_only=True)
+        assert_same_change(one["weights"][0], one["weights"][epoch], state["lora"])
 
 
 def test_an_evaluation_counts_each_prompt_once_when_they_do_not_divide(one, two):
@@ -119,9 +154,9 @@ def test_a_scorer_that_fails_in_one_process_ends_the_run_of_all_with_its_error(t
         "    config.reward_options = {REWARD: {'fails_after': 2, 'fails_in': '1'}}\n"
         "    return config\n"
     )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = ["train_sd3.py", "--config", str(tmp_path / "failing_config.py"), f"--config.run_dir={tmp_path / 'run'}"]
-    done = subprocess.run([*launcher, *command], env=process_environment, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, *TWO_PROCESSES, *command]
+    done = subprocess.run(command, env=process_environment, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert "the reward has failed" in done.stderr and "in another process of this run" in done.stderr
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-000000"]
@@ -141,10 +176,8 @@ def test_skipping_changes_no_result_where_a_process_has_no_advantage_left(tmp_pa
             f"    config.train.skip_zero_advantages = {skip}\n"
             "    return config\n"
         )
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_sd3.py"]
         flags = ["--config", str(tmp_path / "skipping_config.py"), f"--config.run_dir={tmp_path / str(skip)}"]
-        done = subprocess.run([*launcher, *flags], env=process_environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-4000:]
+        run([*TWO_PROCESSES, "train_sd3.py", *flags], process_environment)
         assert read_metrics(tmp_path / str(skip))[0]["rollout/zero_advantage_share"] == 0.5
         (checkpoint,) = list_checkpoints(tmp_path / str(skip))
         states.append(torch.load(checkpoint / "state.pt", weights_only=True)["lora"])

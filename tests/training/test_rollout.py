@@ -40,7 +40,7 @@ def drawn(trained, prompts):
 
 
 def gradient(policy, loss):
-    parameters = [p for p in policy.network.parameters() if p.requires_grad]
+    parameters = policy.trainable_parameters()
     return torch.autograd.grad(loss, parameters)
 
 
@@ -66,7 +66,7 @@ def test_samples_of_one_start_seed_share_the_first_latent_and_not_the_second(tra
 
 
 def test_the_ratio_leaves_one_once_the_policy_has_moved(trained, drawn):
-    weight = next(p for p in trained.network.parameters() if p.requires_grad)
+    weight = trained.trainable_parameters()[0]
     kept = weight.detach().clone()
     with torch.no_grad():
         weight.add_(0.05)

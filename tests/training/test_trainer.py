@@ -123,7 +123,7 @@ def test_an_evaluation_is_of_the_averaged_weights(finished_run, make_policy):
         ).metrics["eval/reward"]
 
     of_weights = reward()
-    trained = [p for p in policy.network.parameters() if p.requires_grad]
+    trained = policy.trainable_parameters()
     with torch.no_grad():
         for parameter, average in zip(trained, state["ema"]["average"], strict=True):
             parameter.copy_(average)
@@ -397,7 +397,7 @@ def test_a_ratio_other_than_one_before_any_update_stops_the_run(make_trainer, tm
 
     def move_then_compute(*arguments):
         with torch.no_grad():
-            for parameter in trainer.parameters:
+            for parameter in trainer.policy.trainable_parameters():
                 parameter.add_(shift)
         return credit(*arguments)
 
@@ -413,7 +413,7 @@ def trained_weights(make_trainer, run_dir, monkeypatch, **changes):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     trainer = make_trainer(run_dir, num_epochs=1, eval_every=0, **changes)
     trainer.train()
-    return [parameter.detach() for parameter in trainer.parameters]
+    return [parameter.detach() for parameter in trainer.policy.trainable_parameters()]
 
 
 def test_a_run_with_a_constant_map_is_the_scalar_run_bit_for_bit(make_trainer, tmp_path, monkeypatch):
@@ -443,13 +443,13 @@ def test_a_run_with_a_constant_map_is_the_scalar_run_bit_for_bit(make_trainer, t
 def test_other_settings_train_too(make_trainer, tmp_path, monkeypatch, changes):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     trainer = make_trainer(tmp_path / "run", num_epochs=1, eval_every=0, **changes)
-    before = [parameter.detach().clone() for parameter in trainer.parameters]
+    before = [parameter.detach().clone() for parameter in trainer.policy.trainable_parameters()]
     trainer.train()
     row = rollout_rows(tmp_path / "run")[0]
     assert row["update/initial_ratio_deviation"] == 0 and row["update/grad_norm"] > 0
     assert ("update/kl" in row) == (changes.get("train.beta") != 0)
-    assert all(parameter.isfinite().all() for parameter in trainer.parameters)
-    assert not all(torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True))
+    assert all(parameter.isfinite().all() for parameter in trainer.policy.trainable_parameters())
+    assert not all(torch.equal(a, b) for a, b in zip(before, trainer.policy.trainable_parameters(), strict=True))
 
 
 def test_skipping_images_without_advantage_changes_no_result(make_trainer, tmp_path, monkeypatch):

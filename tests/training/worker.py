@@ -1,4 +1,4 @@
-"""One epoch of the tiny run by as many processes as it is launched with; each writes what it saw to FOLDER/RANK.pt.
+"""Three epochs of the tiny run by as many processes as it is launched with; each writes what it saw to FOLDER/RANK.pt.
 
 torchrun --nproc_per_node 2 tests/training/worker.py FOLDER BATCH_SIZE
 """
@@ -19,13 +19,16 @@ from flow_grpo.training.trainer import Trainer
 NUM_HELD_OUT = 3
 
 
+def copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
 def main(folder: Path, batch_size: int) -> None:
     config = get_config()
     config.num_gpus = Distributed.launched_processes()
     config.batch_size = batch_size
     config.run_dir = str(folder / "run")
-    config.num_epochs = 1
-    config.eval_every = 1
+    config.eval_every = 3
     config.num_eval_prompts = 1  # fewer than processes: one of them has none
     config, geometry = resolve(config, config.num_gpus)
     trainer = Trainer(config, geometry, Distributed(config.mixed_precision))
@@ -44,7 +47,15 @@ def main(folder: Path, batch_size: int) -> None:
 
     trainer.score_fn.__class__ = ListeningScore
     trainer._credit = listening_credit
-    initial = [p.detach().clone() for p in trainer.parameters]
+    weights = [copied(trainer.policy.lora_state())]
+    train_epoch = trainer._train_epoch
+
+    def watched_epoch(*arguments):
+        metrics = train_epoch(*arguments)
+        weights.append(copied(trainer.policy.lora_state()))
+        return metrics
+
+    trainer._train_epoch = watched_epoch
     trainer.train()
     in_training = [entry for entry in scored if trainer.eval_prompts[0] not in entry[0]]
 
@@ -58,14 +69,14 @@ def main(folder: Path, batch_size: int) -> None:
     torch.save(
         {
             "num_processes": trainer.distributed.num_processes,
-            "wrapped": trainer.policy.forward_module is not trainer.policy.network,
+            "module": type(trainer.policy.forward_module).__name__,
+            "parameter": type(trainer.policy.trainable_parameters()[0]).__name__,
             "prompts": [entry[0] for entry in in_training],
             "images": [entry[1] for entry in in_training],
             "rewards": [entry[2] for entry in in_training],
-            "advantages": spread[0][0].advantages,  # (S, B, N)
-            "metrics": spread[0][1],
-            "initial": initial,
-            "weights": [p.detach().clone() for p in trainer.parameters],
+            "advantages": [credit.advantages for credit, _ in spread],  # of each epoch, (S, B, N)
+            "metrics": [metrics for _, metrics in spread],
+            "weights": weights,  # at the start and after each epoch
             "evaluated": [prompt for entry in scored for prompt in entry[0]],
             "evaluation": evaluation.metrics,
         },

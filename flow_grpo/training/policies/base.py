@@ -64,14 +64,17 @@ class Policy(Protocol):
     def disable_adapter(self) -> AbstractContextManager[None]:
         """Within the context the policy is its frozen base model, wrapped for distribution or not."""
 
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The adapter's; under FSDP2 they are others after the network was prepared."""
+
     def lora_state(self) -> dict[str, torch.Tensor]:
-        """The trainable tensors by peft's names."""
+        """The adapter's tensors by peft's names, whole; where they lie in parts, every process must call it."""
 
     def load_lora_state(self, state: dict[str, torch.Tensor]) -> None:
         """Take over tensors that `lora_state` gave; a missing or unexpected name raises ValueError."""
 
-    def save_lora(self, folder: Path) -> None:
-        """Write the adapter so that the pipeline's own `load_lora_weights(folder)` reads it, its scale included."""
+    def save_lora(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+        """Write what `lora_state` gave so that the pipeline's own `load_lora_weights(folder)` reads it, with its scale."""
 
     def enable_gradient_checkpointing(self) -> None:
         """From now on keep a block's input alone for the backward pass and compute the rest again there."""

@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict
 from torch import nn
+
+from flow_grpo.training.shards import parts_like, whole
 
 # SD3.5 has three kinds of blocks, and each is compiled without gradients, with them, and without the adapter. That is 9,
 # and again for another batch size; beyond torch's own limit of 8 a block would run uncompiled.
@@ -52,9 +54,8 @@ class LoraPipeline:
             r=lora_rank, lora_alpha=lora_alpha, init_lora_weights="gaussian", target_modules=lora_targets
         )
         self.network.add_adapter(self.lora_config)
-        for parameter in self.network.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()  # AdamW loses small updates in half precision
+        for parameter in self.trainable_parameters():
+            parameter.data = parameter.data.float()  # AdamW loses small updates in half precision
         self.forward_module = self.network
 
     @torch.no_grad()
@@ -64,6 +65,9 @@ class LoraPipeline:
         latents = latents.float() / vae.config.scaling_factor + vae.config.shift_factor
         images = vae.decode(latents, return_dict=False)[0]
         return (images / 2 + 0.5).clamp(0, 1)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -75,19 +79,21 @@ class LoraPipeline:
             self.network.enable_lora()
 
     def lora_state(self) -> dict[str, torch.Tensor]:
-        return get_peft_model_state_dict(self.network)
+        return {name: whole(tensor) for name, tensor in get_peft_model_state_dict(self.network).items()}
 
+    @torch.no_grad()
     def load_lora_state(self, state: dict[str, torch.Tensor]) -> None:
-        expected = self.lora_state()
-        if state.keys() != expected.keys():
-            odd = sorted(state.keys() ^ expected.keys())[:3]
+        current = get_peft_model_state_dict(self.network)  # the weights themselves, not copies
+        if state.keys() != current.keys():
+            odd = sorted(state.keys() ^ current.keys())[:3]
             raise ValueError(f"these LoRA weights belong to another model or another set of targets; e.g. {odd}")
-        set_peft_model_state_dict(self.network, state)
+        for name, tensor in state.items():
+            current[name].copy_(parts_like(tensor, current[name]))
 
-    def save_lora(self, folder: Path) -> None:
+    def save_lora(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         self.pipeline.save_lora_weights(
             folder,
-            transformer_lora_layers={name: tensor.detach().cpu() for name, tensor in self.lora_state().items()},
+            transformer_lora_layers={name: tensor.cpu() for name, tensor in state.items()},
             # Without it the scale alpha / rank is lost, and the adapter loads at 1.
             transformer_lora_adapter_metadata=self.lora_config.to_dict(),
         )

@@ -38,7 +38,7 @@ def last_latents(policy, prompts, start):
 
 
 def trained_parameters(policy):
-    return [parameter for parameter in policy.network.parameters() if parameter.requires_grad]
+    return policy.trainable_parameters()
 
 
 def gradients(policy, prompts):
@@ -263,7 +263,7 @@ def test_the_adapter_is_back_after_an_error_and_goes_on_training(adapted, prompt
 
 def test_saved_lora_loads_into_the_pipeline_with_its_scale(family, adapted, pipeline, prompts, tmp_path):
     start = some_latents(adapted)
-    adapted.save_lora(tmp_path)
+    adapted.save_lora(tmp_path, adapted.lora_state())
     fresh = family.load_pipeline()
     fresh.load_lora_weights(tmp_path)
     expected = family.draw(fresh, prompts, start)
@@ -273,7 +273,7 @@ def test_saved_lora_loads_into_the_pipeline_with_its_scale(family, adapted, pipe
 
 
 def test_saved_lora_loads_as_the_base_of_another_policy(family, adapted, prompts, tmp_path):
-    adapted.save_lora(tmp_path)
+    adapted.save_lora(tmp_path, adapted.lora_state())
     merged = family.make_policy(lora=tmp_path)
     latents, embeds = some_latents(adapted), adapted.encode_prompts(prompts)
     # merged into the weights the same products are summed in another order
@@ -282,7 +282,7 @@ def test_saved_lora_loads_as_the_base_of_another_policy(family, adapted, prompts
 
 
 def test_saving_lora_takes_the_present_weights(adapted, tmp_path):
-    adapted.save_lora(tmp_path)
+    adapted.save_lora(tmp_path, adapted.lora_state())
     saved = load_file(tmp_path / "pytorch_lora_weights.safetensors")
     state = adapted.lora_state()
     assert len(saved) == len(state) == len(trained_parameters(adapted))
