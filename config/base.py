@@ -19,6 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.save_every = 10  # epochs between checkpoints
     config.keep_checkpoints = 3  # the newest are kept
     config.eval_every = 10  # epochs between evaluations on the test prompts; 0: never
+    config.samples_every = 10  # epochs between tables of samples of the rollout; 0: never
     config.wandb_project = "flow_grpo"
 
     # The model

@@ -42,6 +42,7 @@ def tiny_ocr_map() -> ml_collections.ConfigDict:
 
     config.num_epochs = 10
     config.eval_every = 5
+    config.samples_every = 5
     config.save_every = 5
     config.num_groups = 8
     config.group_size = 16

@@ -27,8 +27,8 @@ POSITIVE = (
 )
 
 NOT_NEGATIVE = (
-    *("group_size", "batch_size", "num_eval_prompts", "eval_every", "advantage.fade", "train.beta"),
-    *("train.weight_decay", "train.num_steps", "sample.sde_window_size", "prompt_cache_gib"),
+    *("group_size", "batch_size", "num_eval_prompts", "eval_every", "samples_every", "advantage.fade"),
+    *("train.beta", "train.weight_decay", "train.num_steps", "sample.sde_window_size", "prompt_cache_gib"),
 )
 
 

@@ -23,7 +23,8 @@ def run_epochs(mode: str, num_epochs: int, overrides: list[str]) -> dict[str, fl
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "train_sd3.py", "--config", "config/grpo.py:tiny_ocr_map"]
         command += [f"--config.run_dir={folder}/run", f"--config.num_epochs={num_epochs + 1}", "--config.eval_every=0"]
-        command += [f"--config.save_every={num_epochs + 1}", f"--config.advantage.mode={mode}", *overrides]
+        command += [f"--config.save_every={num_epochs + 1}", "--config.samples_every=0"]
+        command += [f"--config.advantage.mode={mode}", *overrides]
         with open(Path(folder) / "log", "w+", encoding="utf-8") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"WANDB_MODE": "disabled"})
             _, status, usage = os.wait4(process.pid, 0)

@@ -19,6 +19,7 @@ from flow_grpo.training.distributed import Distributed  # noqa: E402
 from flow_grpo.training.evaluation import evaluate  # noqa: E402
 from flow_grpo.training.policies.load import load_policy  # noqa: E402
 from flow_grpo.training.rollout import SDE  # noqa: E402
+from flow_grpo.training.samples import sheet  # noqa: E402
 
 
 def main() -> None:
@@ -64,11 +65,11 @@ def main() -> None:
         args.batch_size,
         args.seed,
         distributed,
-        num_examples=32,
+        num_samples=32,
     )
     print(json.dumps({name: round(value, 4) for name, value in evaluation.metrics.items()}, indent=2))
     if args.sheet:
-        evaluation.sheet().save(args.sheet)
+        sheet(evaluation.samples).save(args.sheet)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ MAY_CHANGE = (
     "save_every",
     "keep_checkpoints",
     "eval_every",
+    "samples_every",
     "wandb_project",
     "run_dir",
     "prompt_cache",

@@ -10,6 +10,7 @@ from flow_grpo.reward_map import pool_to_tokens
 from flow_grpo.rewards import MultiScore
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.image_signals import image_signals
+from flow_grpo.training.samples import RecordingScore
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Scored:
 
 
 def submit_samples(
-    score_fn: MultiScore,
+    score_fn: MultiScore | RecordingScore,
     images: torch.Tensor,
     prompts: Sequence[str],
     metadata: Sequence[Mapping[str, Any]],
@@ -80,7 +81,7 @@ class PendingScores:
     So that every process of a run hears of it, and the run can save its checkpoint before it ends.
     """
 
-    def __init__(self, score_fn: MultiScore, token_grid: tuple[int, int] | None):
+    def __init__(self, score_fn: MultiScore | RecordingScore, token_grid: tuple[int, int] | None):
         self._score_fn, self._token_grid = score_fn, token_grid
         self._pending: list[Callable[[], Scored]] = []
         self.failure: Exception | None = None

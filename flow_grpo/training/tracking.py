@@ -3,18 +3,23 @@
 import json
 import os
 import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
+
+from flow_grpo.training.samples import Sample, sheet
 
 
 class Tracker(Protocol):
-    """Takes metrics under names like `rollout/reward_mean`, and pictures, by epoch."""
+    """Takes metrics under names like `rollout/reward_mean`, and samples to look at, by epoch."""
 
     def log(self, metrics: dict[str, float], epoch: int) -> None: ...
 
-    def log_image(self, name: str, image: Image.Image, caption: str, epoch: int) -> None: ...
+    def log_samples(self, name: str, samples: Sequence[Sample], epoch: int) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -25,7 +30,7 @@ class NullTracker:
     def log(self, metrics: dict[str, float], epoch: int) -> None:
         pass
 
-    def log_image(self, name: str, image: Image.Image, caption: str, epoch: int) -> None:
+    def log_samples(self, name: str, samples: Sequence[Sample], epoch: int) -> None:
         pass
 
     def finish(self) -> None:
@@ -33,7 +38,7 @@ class NullTracker:
 
 
 class RunTracker:
-    """Writes `metrics.jsonl` and `images/` in the run's folder and mirrors both to wandb.
+    """Writes `metrics.jsonl` and `images/` in the run's folder, and the same to wandb, the samples as tables.
 
     wandb is online where WANDB_API_KEY is set or its own WANDB_MODE says so, else offline (`wandb sync` uploads it
     later). A resumed run continues the same wandb run; epochs that it repeats are dropped from metrics.jsonl first.
@@ -63,11 +68,20 @@ class RunTracker:
             file.write(json.dumps({"epoch": epoch, **metrics}) + "\n")
         self._run.log({"epoch": epoch, **metrics})
 
-    def log_image(self, name: str, image: Image.Image, caption: str, epoch: int) -> None:
+    def log_samples(self, name: str, samples: Sequence[Sample], epoch: int) -> None:
+        """A sheet of the samples as images/NAME-EPOCH.png; in wandb their table under `name`, and the sheet beside it."""
         path = self._run_dir / "images" / f"{name.replace('/', '-')}-{epoch:06d}.png"
         path.parent.mkdir(exist_ok=True)
-        image.save(path)
-        self._run.log({"epoch": epoch, name: self._wandb.Image(image, caption=caption)})
+        picture = sheet(samples)
+        picture.save(path)
+        rows = [sample.row() for sample in samples]
+        table = self._wandb.Table(list(rows[0]), [[self._cell(value) for value in row.values()] for row in rows])
+        with _staged_in(self._run_dir / "wandb"):
+            # wandb shows the table of one epoch at a time, and a picture's epochs by a slider
+            self._run.log({"epoch": epoch, name: table, f"{name}_sheet": self._wandb.Image(picture)})
+
+    def _cell(self, value: Any) -> Any:
+        return self._wandb.Image(Image.fromarray(value)) if isinstance(value, np.ndarray) else value
 
     def finish(self) -> None:
         self._run.finish()
@@ -77,6 +91,22 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     """The rows of a run's metrics.jsonl."""
     path = run_dir / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+@contextmanager
+def _staged_in(folder: Path) -> Iterator[None]:
+    """Have wandb keep the pictures of a table there until they are uploaded, unless WANDB_DATA_DIR says where.
+
+    By default they lie in the home folder, where `wandb sync` of an offline run misses them on another machine.
+    """
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(folder.resolve())
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
 
 
 def _drop_epochs_from(path: Path, first_epoch: int) -> None:

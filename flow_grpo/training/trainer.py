@@ -20,9 +20,12 @@ from flow_grpo.training.interrupt import StopRequest
 from flow_grpo.training.policies.load import load_policy
 from flow_grpo.training.prompt_cache import PromptCache
 from flow_grpo.training.rollout import SDE, draw_window, rollout
+from flow_grpo.training.samples import RecordingScore, Sample
 from flow_grpo.training.scoring import PendingScores, Scored, gather
 from flow_grpo.training.tracking import NullTracker, RunTracker
 from flow_grpo.training.update import Updater, UpdateRule
+
+NUM_SHOWN = 16  # samples of a rollout in its table: two rows of a sheet
 
 
 class Trainer:
@@ -184,7 +187,8 @@ class Trainer:
         """Roll out, score, update. None where a stop was asked for before the first update: nothing has changed then."""
         started = time.perf_counter()
         sde, train = self._sde(epoch), self.config.train
-        scores, trajectories, seconds = PendingScores(self.score_fn, self.token_grid), [], {"sample": 0.0, "score": 0.0}
+        recording = RecordingScore(self.score_fn, self._num_shown(epoch))
+        scores, trajectories, seconds = PendingScores(recording, self.token_grid), [], {"sample": 0.0, "score": 0.0}
         batches = self.sampler.epoch(epoch)
         for batch in tqdm(batches, desc=f"epoch {epoch}: rollout", leave=False, disable=not self.distributed.is_main):
             if self.distributed.any(stop.requested or scores.failure is not None):
@@ -213,6 +217,7 @@ class Trainer:
         begin = time.perf_counter()
         credit, metrics = self._credit(scored, trajectories[0].sigmas)
         seconds["advantage"] = time.perf_counter() - begin
+        self._log_rollout(recording.samples, credit, epoch)
         begin = time.perf_counter()
         metrics |= self.updater.run(
             trajectories, credit, sde, self.geometry.updates_per_epoch, title=f"epoch {epoch}: update"
@@ -242,6 +247,18 @@ class Trainer:
         own = slice(self.distributed.rank * len(scored.rewards), (self.distributed.rank + 1) * len(scored.rewards))
         return credit[own], metrics
 
+    def _num_shown(self, epoch: int) -> int:
+        """How many of its samples this process keeps to look at in an epoch."""
+        every = self.config.samples_every
+        return NUM_SHOWN if every and epoch % every == 0 and self.distributed.is_main else 0
+
+    def _log_rollout(self, samples: list[Sample], credit: Credit, epoch: int) -> None:
+        """The first samples of the rollout with the advantage that each has, the mean over its tokens in every mode."""
+        if samples:
+            advantages = credit.advantages[0, : len(samples)].mean(dim=-1).tolist()
+            shown = [replace(sample, advantage=a) for sample, a in zip(samples, advantages, strict=True)]
+            self.tracker.log_samples("rollout/samples", shown, epoch)
+
     def _evaluate(self, epoch: int) -> None:
         with self.ema.applied():
             evaluation = evaluate(
@@ -255,8 +272,7 @@ class Trainer:
                 self.distributed,
             )
         self.tracker.log(evaluation.metrics, epoch)
-        if evaluation.examples:  # a process beyond the number of prompts has none to show
-            self.tracker.log_image("eval/samples", evaluation.sheet(), "held-out prompts", epoch)
+        self.tracker.log_samples("eval/samples", evaluation.samples, epoch)
 
 
 def _going_on(path: Path, changed: dict[str, tuple[Any, Any]]) -> str:

@@ -10,8 +10,9 @@ import time
 import pytest
 import torch
 from PIL import Image
-from tiny_run import timeless_rows
+from tiny_run import logged_tables, timeless_rows
 
+from flow_grpo.training.advantages import group_advantages
 from flow_grpo.training.checkpoint import list_checkpoints
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.evaluation import evaluate
@@ -95,11 +96,47 @@ def test_a_checkpoint_keeps_the_resolved_configuration(finished_run):
 
 def test_a_run_writes_its_sheets_and_wandb_offline(finished_run):
     sheets = sorted(path.name for path in (finished_run.run_dir / "images").iterdir())
-    assert sheets == [f"eval-samples-{epoch:06d}.png" for epoch in (0, 2, 3)]
-    with Image.open(finished_run.run_dir / "images" / sheets[0]) as sheet:
-        assert sheet.size == (8 * 132, 2 * 148)
+    evaluations = [f"eval-samples-{epoch:06d}.png" for epoch in (0, 2, 3)]
+    assert sheets == evaluations + [f"rollout-samples-{epoch:06d}.png" for epoch in (0, 2)]  # every second
+    for name in (sheets[0], sheets[-1]):  # three prompts; two groups of four
+        with Image.open(finished_run.run_dir / "images" / name) as sheet:
+            assert sheet.size == (8 * 132, 2 * 148)
     records = list(finished_run.run_dir.glob("wandb/offline-run-*/run-*.wandb"))
     assert records and records[0].stat().st_size > 0
+
+
+def test_the_tables_of_a_run_hold_the_samples_behind_its_metrics(finished_run):
+    """Tables of all prompts and of all samples: their means are the metrics."""
+    evaluations = [row for row in read_metrics(finished_run.run_dir) if "eval/reward" in row]
+    for row, table in zip(evaluations, logged_tables(finished_run.run_dir, "eval/samples"), strict=True):
+        assert table["columns"] == ["prompt", "image", f"map/{REWARD}", "reward"]
+        prompts, images, maps, rewards = zip(*table["data"], strict=True)
+        assert list(prompts) == finished_run.trainer.eval_prompts and set(images + maps) == {"Image"}
+        assert sum(rewards) / 3 == pytest.approx(row["eval/reward"])
+    rollouts = rollout_rows(finished_run.run_dir)[::2]
+    for row, table in zip(rollouts, logged_tables(finished_run.run_dir, "rollout/samples"), strict=True):
+        assert table["columns"] == ["prompt", "image", f"map/{REWARD}", "reward", "advantage"]
+        batches = finished_run.trainer.sampler.epoch(row["epoch"])
+        assert [cells[0] for cells in table["data"]] == [prompt for batch in batches for prompt in batch.prompts]
+        rewards, advantages = (torch.tensor([cells[i] for cells in table["data"]]) for i in (3, 4))
+        assert rewards.mean().item() == pytest.approx(row["rollout/reward_mean"])
+        expected = group_advantages(rewards, torch.arange(2).repeat_interleave(4), "global")
+        # the mean over 64 tokens, in fp32, of the advantage spread by the map
+        torch.testing.assert_close(advantages, expected, rtol=1e-5, atol=1e-6)
+        assert advantages.abs().mean().item() == pytest.approx(row["rollout/advantage_abs_mean"], rel=1e-5)
+
+
+def test_samples_are_shown_up_to_a_number_and_never_where_none_are_wanted(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.setattr("flow_grpo.training.trainer.NUM_SHOWN", 5)
+    make_trainer(tmp_path / "some", num_epochs=1, eval_every=0).train()
+    (table,) = logged_tables(tmp_path / "some", "rollout/samples")
+    assert len(table["data"]) == 5  # of two batches of four
+    make_trainer(tmp_path / "none", num_epochs=1, eval_every=0, samples_every=0).train()
+    assert not (tmp_path / "none" / "images").exists()
+    weights = [state_of(tmp_path / name / "checkpoint-000001") for name in ("some", "none")]
+    assert all(
+        torch.equal(weights[0][name], weights[1][name]) for name in weights[0] if name.startswith("/state.pt/lora")
+    )
 
 
 def test_an_evaluation_is_of_the_averaged_weights(finished_run, make_policy):

@@ -1,5 +1,7 @@
 """A configuration of seconds: tiny-sd3, two groups of four, the brightness reward. For `train_sd3.py --config`, too."""
 
+import json
+
 from config.grpo import tiny_ocr_map
 from flow_grpo.training.tracking import read_metrics
 
@@ -13,6 +15,7 @@ def get_config():
     config.num_epochs = 3
     config.save_every = 1
     config.eval_every = 2
+    config.samples_every = 2
     config.num_eval_prompts = 3
     config.num_groups = 2
     config.group_size = 4
@@ -32,3 +35,9 @@ def timeless_rows(run_dir):
     return [
         {name: value for name, value in row.items() if not name.startswith("time/")} for row in read_metrics(run_dir)
     ]
+
+
+def logged_tables(run_dir, name):
+    """The tables that a run's offline wandb folders hold under a name, in the order in which they were logged."""
+    paths = run_dir.glob(f"wandb/offline-run-*/files/media/table/{name}_*.table.json")
+    return [json.loads(path.read_text()) for path in sorted(paths, key=lambda path: int(path.name.split("_")[1]))]

@@ -1,0 +1,108 @@
+"""Samples to look at: a few of the images that were scored, with their maps laid over them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from flow_grpo import map_overlay
+from flow_grpo.rewards import MultiScore, Rewards
+from flow_grpo.score import to_uint8
+from flow_grpo.text_match import quoted_targets
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image and what its scorers said.
+
+    image: (H, W, 3) uint8. reward: the weighted sum; rewards: {scorer: its own}; None where it could not be scored.
+    overlays: {scorer: its map over the image, (H, W, 3) uint8, or None where that map is not valid}, of those with maps.
+    advantage: what a rollout's image earned among its siblings; None in an evaluation.
+    """
+
+    prompt: str
+    image: np.ndarray
+    reward: float | None
+    rewards: dict[str, float | None]
+    overlays: dict[str, np.ndarray | None]
+    advantage: float | None = None
+
+    def row(self) -> dict[str, Any]:
+        """One row of a table: texts, numbers and pictures by column, the same columns for all samples of a kind."""
+        maps = {f"map/{name}": picture for name, picture in self.overlays.items()}
+        row = {"prompt": self.prompt, "image": self.image, **maps, "reward": self.reward}
+        if len(self.rewards) > 1:  # one alone is "reward", but for its weight
+            row |= self.rewards
+        return row if self.advantage is None else row | {"advantage": self.advantage}
+
+    def label(self) -> str:
+        """The first quoted target, the reward and the advantage, short enough for a tile of a sheet."""
+        words = [target[:10] for target in quoted_targets(self.prompt)[:1]]
+        words.append("unscored" if self.reward is None else f"{self.reward:.2f}")
+        if self.reward is not None and self.advantage is not None:
+            words.append(f"{self.advantage:+.1f}")
+        return " ".join(words)
+
+
+class RecordingScore:
+    """A MultiScore that keeps the first `num_samples` it is given, on the CPU: in `samples`, once they are scored."""
+
+    def __init__(self, score_fn: MultiScore, num_samples: int):
+        self._score_fn, self._num_left = score_fn, num_samples
+        self.samples: list[Sample] = []
+
+    def submit(
+        self, images: torch.Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
+    ) -> Callable[[], Rewards]:
+        """As `MultiScore.submit`."""
+        pending = self._score_fn.submit(images, prompts, metadata)
+        if not self._num_left:
+            return pending
+        kept = to_uint8(images[: self._num_left])
+        self._num_left -= len(kept)
+
+        def scored() -> Rewards:
+            details, extras = pending()
+            self.samples += [_sample(i, image, prompts[i], details, extras) for i, image in enumerate(kept)]
+            return details, extras
+
+        return scored
+
+
+def _sample(
+    index: int, image: np.ndarray, prompt: str, details: Mapping[str, torch.Tensor], extras: Mapping[str, Any]
+) -> Sample:
+    """One image of a batch that was scored."""
+    valid = extras["valid"][index]
+    rewards = {name: values[index].item() if valid else None for name, values in details.items()}
+    overlays = {}
+    for name, entry in extras["maps"].items():
+        reward_map = entry["reward_map"][index].detach().float().cpu().numpy()
+        # what an invalid map holds is anything
+        overlays[name] = (
+            map_overlay.overlay(image, reward_map, map_kind=entry["map_kind"]) if entry["map_valid"][index] else None
+        )
+    return Sample(prompt, image, rewards.pop("avg"), rewards, overlays)
+
+
+def sheet(samples: Sequence[Sample], columns: int = 8) -> Image.Image:
+    """Samples in rows: the images with their labels, then a row of overlays for each map.
+
+    Of several maps each row is named below. A map that is not valid leaves its place white.
+    """
+    names = list(samples[0].overlays)
+    blank = np.full_like(samples[0].image, 255)
+    tiles, labels = [], []
+    for start in range(0, len(samples), columns):
+        row = samples[start : start + columns]
+        padding = columns - len(row)
+        tiles += [sample.image for sample in row] + [blank] * padding
+        labels += [sample.label() for sample in row] + [""] * padding
+        for name in names:
+            overlays = [sample.overlays[name] for sample in row]
+            tiles += [blank if overlay is None else overlay for overlay in overlays] + [blank] * padding
+            labels += [name if len(names) > 1 else ""] + [""] * (columns - 1)
+    return map_overlay.sheet(tiles, labels, columns)

@@ -1,0 +1,153 @@
+"""Samples to look at: kept beside the scoring without changing it, as rows of a table and on a sheet."""
+
+import numpy as np
+import pytest
+import torch
+
+from flow_grpo.map_overlay import overlay
+from flow_grpo.rewards import MultiScore
+from flow_grpo.score import Score, to_uint8
+from flow_grpo.training.samples import RecordingScore, Sample, sheet
+
+
+def grey_map(images, prompts, metadata=None):
+    """Brightness and where it is. The second image of a batch has no valid map."""
+    valid = torch.arange(len(images)) != 1
+    return Score(images.mean(dim=(1, 2, 3)), images.mean(dim=1), "importance", map_valid=valid)
+
+
+def darkness(images, prompts, metadata=None):
+    """The prompt "unreadable" cannot be scored."""
+    valid = torch.tensor([prompt != "unreadable" for prompt in prompts])
+    return Score(1 - images.mean(dim=(1, 2, 3)), valid=valid)
+
+
+@pytest.fixture
+def score_fn():
+    return MultiScore({"grey": grey_map, "dark": darkness}, {"grey": 2.0, "dark": 1.0})
+
+
+def some_images(batch, seed=0):
+    return torch.rand(batch, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def solid(level):
+    return np.full((8, 8, 3), level, np.uint8)
+
+
+def sample(prompt='a sign that says "HUT"', reward=0.5, overlays=None, **changes):
+    return Sample(prompt, solid(40), reward, {"own": reward}, overlays or {}, **changes)
+
+
+# Keeping
+
+
+def test_the_first_samples_are_kept_over_batches_in_order(score_fn):
+    images, prompts = some_images(4), ["a", "b", "c", "d"]
+    recording = RecordingScore(score_fn, 3)
+    pending = [recording.submit(images[i : i + 2], prompts[i : i + 2]) for i in (0, 2)]
+    assert recording.samples == []
+    for scored in pending:
+        scored()
+    assert [kept.prompt for kept in recording.samples] == ["a", "b", "c"]
+    assert np.array_equal(np.stack([kept.image for kept in recording.samples]), to_uint8(images[:3]))
+
+
+def test_recording_changes_no_score(score_fn):
+    images, prompts = some_images(3), ["a", "b", "c"]
+    details, extras = RecordingScore(score_fn, 2).submit(images, prompts, [{}] * 3)()
+    expected_details, expected_extras = score_fn(images, prompts)
+    assert details.keys() == expected_details.keys()
+    assert all(torch.equal(details[name], expected_details[name]) for name in details)
+    assert torch.equal(extras["maps"]["grey"]["reward_map"], expected_extras["maps"]["grey"]["reward_map"])
+
+
+@pytest.mark.parametrize("num_samples", [0, 2])
+def test_once_enough_are_kept_scores_pass_by_untouched(num_samples):
+    def answer():
+        pass
+
+    class Answering:
+        def submit(self, images, prompts, metadata=None):
+            return answer
+
+    recording = RecordingScore(Answering(), num_samples)
+    if num_samples:
+        recording.submit(some_images(num_samples), ["a"] * num_samples)
+    assert recording.submit(some_images(2), ["b", "c"]) is answer
+
+
+def test_a_sample_has_its_rewards_and_its_map_over_the_image(score_fn):
+    images = some_images(1)
+    recording = RecordingScore(score_fn, 1)
+    recording.submit(images.requires_grad_(), ["a"])()
+    (kept,) = recording.samples
+    brightness = images.mean().item()
+    assert kept.rewards == pytest.approx({"grey": brightness, "dark": 1 - brightness})
+    assert kept.reward == pytest.approx(brightness + 1)  # 2 b + (1 - b)
+    expected = overlay(to_uint8(images)[0], images.detach()[0].mean(dim=0).numpy(), map_kind="importance")
+    assert list(kept.overlays) == ["grey"] and np.array_equal(kept.overlays["grey"], expected)
+
+
+def test_what_is_not_valid_is_left_out(score_fn):
+    recording = RecordingScore(score_fn, 3)
+    recording.submit(some_images(3), ["a", "b", "unreadable"])()
+    without_map, unscored = recording.samples[1:]
+    assert without_map.overlays == {"grey": None} and without_map.reward is not None
+    assert unscored.reward is None and unscored.rewards == {"grey": None, "dark": None}
+
+
+# A row of a table
+
+
+def test_a_row_of_one_reward_names_it_once():
+    picture = solid(7)
+    row = sample(overlays={"own": picture}).row()
+    assert list(row) == ["prompt", "image", "map/own", "reward"]
+    assert row["map/own"] is picture and row["reward"] == 0.5
+
+
+def test_a_row_of_several_rewards_and_an_advantage_has_a_column_for_each():
+    row = Sample("a", solid(0), 0.7, {"one": 0.5, "two": 0.2}, {}, advantage=-1.5).row()
+    assert row | {"image": None} == dict(prompt="a", image=None, reward=0.7, one=0.5, two=0.2, advantage=-1.5)
+
+
+@pytest.mark.parametrize(
+    "shown, label",
+    [
+        (sample(), "HUT 0.50"),
+        (sample(advantage=-0.25), "HUT 0.50 -0.2"),
+        (sample(prompt="a red circle", advantage=1.0), "0.50 +1.0"),
+        (sample(prompt='a "GRAND OPENING" and a "SALE"'), "GRAND OPEN 0.50"),
+        (sample(reward=None, advantage=0.0), "HUT unscored"),
+    ],
+)
+def test_a_label_says_what_was_asked_for_and_what_it_earned(shown, label):
+    assert shown.label() == label
+
+
+# A sheet: tiles of 128 pixels, 4 beside and 20 below
+
+
+@pytest.mark.parametrize("overlays, num_rows", [({}, 1), ({"own": solid(90)}, 2)])
+def test_a_sheet_shows_each_image_over_its_map(overlays, num_rows):
+    picture = np.asarray(sheet([sample(overlays=overlays)] * 2, columns=2))
+    assert picture.shape[:2] == (num_rows * 148, 2 * 132)
+    assert (picture[2:130, 134:262] == 40).all()
+    assert not overlays or (picture[150:278, 134:262] == 90).all()
+
+
+def test_several_maps_have_a_named_row_each():
+    picture = np.asarray(sheet([sample(overlays={"one": solid(90), "two": solid(160)})] * 3, columns=2))
+    assert picture.shape[:2] == (2 * 3 * 148, 2 * 132)
+    for row, level in ((1, 90), (2, 160), (4, 90), (5, 160)):
+        top = row * 148
+        assert (picture[top + 2 : top + 130, 2:130] == level).all()
+        assert (picture[top + 130 : top + 148, :132] < 128).any()  # the name, under the first of the row
+
+
+def test_a_sheet_leaves_the_places_of_missing_samples_and_maps_white():
+    samples = [sample(overlays={"own": None}), *[sample(overlays={"own": solid(90)})] * 2]
+    picture = np.asarray(sheet(samples, columns=2))
+    assert (picture[150:278, 2:130] == 255).all() and (picture[150:278, 134:262] == 90).all()
+    assert (picture[2 * 148 + 2 :, 134:262] == 255).all()
