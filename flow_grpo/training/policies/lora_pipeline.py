@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 
 import torch
@@ -12,8 +13,8 @@ from torch import nn
 
 from flow_grpo.training.shards import parts_like, whole
 
-# SD3.5 has three kinds of blocks, and each is compiled without gradients, with them, and without the adapter. That is 9,
-# and again for another batch size; beyond torch's own limit of 8 a block would run uncompiled.
+# SD3.5 has three kinds of blocks, each compiled with the adapter and without it, and the first block once more: its input
+# needs no gradient. That is 7, and again for another batch size; beyond torch's own limit of 8 a block would run uncompiled.
 RECOMPILE_LIMIT = 64
 
 
@@ -107,7 +108,25 @@ class LoraPipeline:
         for blocks in self.network.children():
             if isinstance(blocks, nn.ModuleList):  # the transformer's stacks, of blocks alike
                 for block in blocks:
-                    block.compile(backend=backend)
+                    # dynamic=False: an evaluation's smaller last batch would make every later graph one for any size
+                    block.compile(backend=backend, dynamic=False)
+        self.network.forward = _with_gradients(self.network.forward)
+
+
+def _with_gradients(forward: Callable[..., tuple[torch.Tensor]]) -> Callable[..., tuple[torch.Tensor]]:
+    """The same forward, always with gradients inside, so that sampling runs the very graphs of the update.
+
+    A graph for inference is fused, and in half precision rounded, in other ways: the ratio would not start at 1. What
+    it keeps for a backward pass that never comes is the update's own memory, free again when it returns.
+    """
+
+    @wraps(forward)
+    def run(*args, **kwargs):
+        with torch.enable_grad():
+            outputs = forward(*args, **kwargs)
+        return outputs if torch.is_grad_enabled() else tuple(output.detach() for output in outputs)
+
+    return run
 
 
 def patchify(latents: torch.Tensor, patch_size: int) -> torch.Tensor:

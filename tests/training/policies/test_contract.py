@@ -335,6 +335,41 @@ def test_compiled_blocks_compute_the_same_with_and_without_the_adapter(family, a
     assert policy.lora_state().keys() == adapted.lora_state().keys()
 
 
+def test_sampling_runs_the_compiled_graphs_of_the_update_and_keeps_no_gradient(family, prompts):
+    policy, counter = family.make_policy(), CompileCounter()
+    policy.compile(backend=counter)
+    assert not velocity(policy, some_latents(policy), policy.encode_prompts(prompts)).requires_grad
+    assert counter.frame_count == 2
+    gradients(policy, prompts)
+    assert counter.frame_count == 2
+    one = policy.encode_prompts(prompts[:1])
+    velocity(policy, some_latents(policy, batch=1), one)
+    assert counter.frame_count == 4  # of its own size, beside those of the larger batch
+    gradients(policy, prompts)
+    assert counter.frame_count == 4
+
+
+def test_compiled_blocks_may_be_checkpointed_too(family, adapted, prompts):
+    policy = family.make_policy()
+    policy.load_lora_state(adapted.lora_state())
+    expected = gradients(policy, prompts)
+    policy.enable_gradient_checkpointing()
+    policy.compile(backend="aot_eager")  # captures the backward pass as well, and generates no code
+    # 1e-5 of the gradient's own size: its operations are decomposed, and add up in another order
+    for one, other in zip(gradients(policy, prompts), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * float(other.abs().max()))
+
+
+def test_ratio_starts_at_exactly_one_in_half_precision_with_generated_code(make_family, prompts):
+    """Half a minute of g++: the rounding is that of the generated kernels, which no cheaper backend has."""
+    policy, sde = make_family("sd3").make_policy(mixed_precision="bf16"), SDE(3, noise_level=0.7)
+    randomise_adapter(policy)
+    policy.compile()
+    trajectories = rollout(policy, prompts, [1, 2], sde, num_kept=2)
+    for step in range(2):
+        assert torch.equal(replay(policy, trajectories, step, sde).log_prob, trajectories.log_probs[:, step])
+
+
 def test_an_unknown_family_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="unknown policy 'sdxl'; known: sd3, flux"):
         load_policy("sdxl", "models/tiny-sd3", "no")
