@@ -1,9 +1,11 @@
 """`benchmark.py train`: what sampling and training cost.
 
-First, as a run does it, epochs of tiny-sd3 with OCR maps: images a second of the rollout and of the update. Then, where
-there is a GPU or --model asks for it, steps of SD3.5-medium's transformer in its own configuration, with random weights
-and LoRA, 512 px, guidance 4.5: seconds, peak memory, and the model FLOPs utilisation: the FLOPs that the step needs, counted
-once, against the rate that a matrix product of the same type reaches on the same device. Each line in a fresh process.
+First, as a run does it, epochs of tiny-sd3 with OCR maps: images a second of the rollout and of the update. Second, what
+OCR adds to a rollout, in this process and in a worker that reads while the next batch is sampled; that wants two idle cores.
+Then, where there is a GPU or --model asks for it, steps of SD3.5-medium's transformer in its own configuration, with random
+weights and LoRA, 512 px, guidance 4.5: seconds, peak memory, and the model FLOPs utilisation: the FLOPs that the step needs,
+counted once, against the rate that a matrix product of the same type reaches on the same device. Each line in a fresh
+process.
 """
 
 import argparse
@@ -14,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import torch
-from benchmark_step import STAGES, run_epochs
+from benchmark_step import STAGES, TINY, run_epochs
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
@@ -168,7 +170,10 @@ def apart(function: Callable, *arguments) -> object:
 
 
 def benchmark_train(args: argparse.Namespace) -> dict:
-    figures = {"tiny-sd3": benchmark_epochs(args.epochs, args.overrides)} if args.epochs else {}
+    figures = {}
+    if args.epochs:
+        figures["tiny-sd3"] = benchmark_epochs(args.epochs, args.overrides)
+        figures["scoring"] = benchmark_scoring(args.epochs, args.overrides)
     if args.model or torch.cuda.is_available():
         figures |= benchmark_steps(args)
     return figures
@@ -176,7 +181,7 @@ def benchmark_train(args: argparse.Namespace) -> dict:
 
 def benchmark_epochs(num_epochs: int, overrides: list[str]) -> dict[str, float]:
     """Images a second of a rollout and of an update, and the share of an epoch that the scorers hold up."""
-    seconds = run_epochs("weight", num_epochs, overrides)
+    seconds = run_epochs(TINY, num_epochs, overrides)
     num_images = seconds["num_images"]
     total = sum(seconds[stage] for stage in STAGES)
     figures = {
@@ -188,6 +193,27 @@ def benchmark_epochs(num_epochs: int, overrides: list[str]) -> dict[str, float]:
     print(f"tiny_ocr_map, {num_images} images an epoch")
     print("rollout {:.1f} images/s, update {:.1f} images/s".format(*list(figures.values())[:2]))
     print("scorers {:.1%} of the epoch, maps to advantages {:.2%}\n".format(*list(figures.values())[2:]))
+    return figures
+
+
+def benchmark_scoring(num_epochs: int, overrides: list[str]) -> dict[str, dict[str, float]]:
+    """Seconds of a rollout, sampling and the wait for its scores, against one whose scorer costs next to nothing.
+
+    A worker's wait is for the last batch, which no sampling follows.
+    """
+    lines = {"free": "JPEG size, no OCR", "worker": "OCR in a worker", "serial": "OCR in the process"}
+    figures = {}
+    for scoring, name in tqdm(lines.items(), desc="scorings", leave=False):
+        config = f"scripts/benchmark_scoring.py:{scoring}"
+        seconds = run_epochs(config, num_epochs, overrides, OMP_NUM_THREADS="1")
+        figures[scoring] = row = {"sample": seconds["sample"], "score": seconds["score"]}
+        row["rollout"] = row["sample"] + row["score"]
+        row["ratio"] = row["rollout"] / figures["free"]["rollout"]
+        if scoring == "free":
+            tqdm.write(f"rollouts of {seconds['num_images']} images, one thread")
+            tqdm.write(f"{'':<20}{'sampling, s':>13}{'waiting, s':>12}{'both, s':>9}{'ratio':>8}")
+        tqdm.write(f"{name:<20}{row['sample']:>13.2f}{row['score']:>12.2f}{row['rollout']:>9.2f}{row['ratio']:>8.3f}")
+    print()
     return figures
 
 
@@ -215,7 +241,7 @@ def benchmark_steps(args: argparse.Namespace) -> dict:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--epochs", type=int, default=2, help="epochs of tiny-sd3; 0: none")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of each run of tiny-sd3; 0: none")
     parser.add_argument("--model", choices=list(TRANSFORMERS), help="of the steps; sd3.5-medium where there is a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
@@ -223,5 +249,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=10, help="steps measured, after three to warm up")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing in the update")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
-    parser.add_argument("overrides", nargs="*", help="fields of the tiny run's configuration, after a --")
+    parser.add_argument("overrides", nargs="*", help="fields of the tiny runs' configuration, after a --")
     parser.set_defaults(run=benchmark_train)

@@ -1,7 +1,10 @@
 import pytest
 import torch
+from benchmark_scoring import SCORINGS, get_config
 from benchmark_train import SHARED, TRANSFORMERS, make_policy, measure, rollout_step, update_step
 from diffusers import SD3Transformer2DModel
+
+from config.validation import resolve
 
 SETTINGS = {
     **{"model": "tiny", "device": "cpu", "dtype": "float32", "batch": 2, "repeats": 1},
@@ -49,3 +52,16 @@ def test_an_update_costs_about_twice_a_rollouts_step():
 def test_what_checkpointing_computes_again_is_no_use_of_the_card():
     plain, checkpointed = (measure("update", SETTINGS | {"checkpointing": flag}) for flag in (False, True))
     assert checkpointed["flops"] == plain["flops"]
+
+
+def test_the_scorings_are_runs_that_differ_in_their_scorer_alone():
+    configs = {}
+    for scoring in SCORINGS:
+        config, geometry = resolve(get_config(scoring), num_processes=1)
+        assert geometry.num_groups * geometry.group_size == 128
+        configs[scoring] = config.to_dict()
+    options = {scoring: config.pop("reward_options") for scoring, config in configs.items()}
+    assert options == {"free": {}, "worker": {"ocr_map": {"num_workers": 1}}, "serial": {}}
+    names = [(config.pop("name"), config.pop("run_dir"), *config.pop("rewards")) for config in configs.values()]
+    assert [rewards for _, _, *rewards in names] == [["jpeg_compressibility"], ["ocr_map"], ["ocr_map"]]
+    assert configs["free"] == configs["worker"] == configs["serial"]
