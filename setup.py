@@ -27,6 +27,7 @@ TRAIN = [
     "sentencepiece>=0.2",
     "protobuf>=4.25",
 ]
+DEEPSPEED = ["deepspeed>=0.19"]
 DEV = [
     "paddleocr>=3.7",
     "pytest>=8",
@@ -55,8 +56,9 @@ setup(
         "ocr": OCR,
         "paddleocr": PADDLEOCR,
         "train": TRAIN,
+        "deepspeed": TRAIN + DEEPSPEED,
         "demo": ["matplotlib>=3.8"],
-        "dev": PADDLEOCR + TRAIN + DEV,
+        "dev": PADDLEOCR + TRAIN + DEEPSPEED + DEV,
     },
     classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
 )

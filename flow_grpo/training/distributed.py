@@ -1,12 +1,18 @@
 """The processes of a run: who is who, and what they tell each other. No other file says rank."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
+from accelerate import Accelerator, DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, gather_object, parse_flag_from_env
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from flow_grpo.training.shards import whole
+from flow_grpo.training.zero import LossScale
+
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Distributed:
@@ -16,32 +22,37 @@ class Distributed:
     """
 
     def __init__(self, mixed_precision: str = "no"):
+        self.mixed_precision = mixed_precision
+        plugin = _zero_plugin() if _goes_by_deepspeed() else None
         self.accelerator = Accelerator(
             cpu=_stays_on_cpu(),
-            mixed_precision=mixed_precision,
+            # DeepSpeed's kinds of mixed precision round the adapter, or do without a common loss scale: see `prepare`.
+            mixed_precision="no" if plugin else mixed_precision,
+            deepspeed_plugin=plugin,
             # Rollouts call the wrapped model without gradients; broadcasting buffers would make each a collective.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
-        if parse_flag_from_env("ACCELERATE_USE_FSDP") and self.num_processes > 1:
-            self._shard()
+        self.scaler = self.accelerator.scaler  # of fp16 training's loss; None where there is none
+        if parse_flag_from_env("ACCELERATE_USE_FSDP") and torch.distributed.is_initialized():
+            self.accelerator.state.fsdp_plugin = _fsdp2_plugin()
+            self._choose(DistributedType.FSDP)
+        if plugin:
+            self.accelerator.state.deepspeed_plugins = plugin
+            self._choose(DistributedType.DEEPSPEED)
 
-    def _shard(self) -> None:
-        """Make accelerate prepare the network by FSDP2, as the launcher's configuration asks."""
-        plugin = FullyShardedDataParallelPlugin()  # reads what the launcher says
-        if plugin.fsdp_version != 2:
-            raise ValueError("fsdp_version 1 is not supported; launch with fsdp_version: 2")
-        # The weights have the types they need, and autocast does the rest; FSDP2 would round the timesteps to half, too.
-        plugin.mixed_precision_policy = MixedPrecisionPolicy()
-        state = self.accelerator.state
-        state.fsdp_plugin = plugin
-        state.distributed_type = PartialState().distributed_type = (
-            DistributedType.FSDP
-        )  # on CPUs it would stay with DDP
+    def _choose(self, kind: DistributedType) -> None:
+        """What accelerate does by itself on GPUs; on CPUs it would stay with DDP."""
+        # Both: each AcceleratorState that accelerate makes on its way takes PartialState's over.
+        PartialState().distributed_type = self.accelerator.state.distributed_type = kind
 
     @staticmethod
     def launched_processes() -> int:
         """How many processes the launcher started, known before the run is set up."""
         return PartialState(cpu=_stays_on_cpu()).num_processes
+
+    @property
+    def _kind(self) -> DistributedType:
+        return self.accelerator.distributed_type
 
     @property
     def device(self) -> torch.device:
@@ -59,17 +70,36 @@ class Distributed:
     def is_main(self) -> bool:
         return self.accelerator.is_main_process
 
-    def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def prepare(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """What to call instead of the network, and the optimizer of its weights; the network's parameters may be others."""
+        self.max_grad_norm = max_grad_norm
+        if self._kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) and self.mixed_precision in HALF:
+            # With DDP accelerate does so by itself.
+            network.forward = torch.autocast(self.device.type, HALF[self.mixed_precision])(network.forward)
+        if self._kind == DistributedType.DEEPSPEED:
+            # DeepSpeed clips in its own step, and asks for the batch size only to count samples.
+            config = self.accelerator.deepspeed_plugin.deepspeed_config
+            config |= {"gradient_clipping": max_grad_norm, "train_micro_batch_size_per_gpu": 1}
         module, optimizer = self.accelerator.prepare(network, optimizer)
-        if self.accelerator.distributed_type == DistributedType.FSDP:
-            module.forward = self.accelerator.autocast()(module.forward)  # which accelerate does, but not with FSDP2
+        if self._kind == DistributedType.DEEPSPEED and self.mixed_precision == "fp16":
+            self.scaler = LossScale(module.optimizer)
+        self._module = module
         return module, optimizer
 
     def begin_accumulation(self, num_passes: int) -> None:
         """The next num_passes backward passes make one optimizer step; the same number in every process."""
         self.accelerator.gradient_accumulation_steps = num_passes
         self.accelerator.step = 0  # its count of the passes so far
+        if self._kind == DistributedType.DEEPSPEED:
+            # The engine divides by a number of its own, which it derives from the batch size.
+            self._module.set_train_batch_size(num_passes * self.num_processes)
+
+    def clip_gradients(self, parameters: Sequence[nn.Parameter]) -> torch.Tensor:
+        """Their norm before it is clipped to max_grad_norm, 0-dim; where DeepSpeed steps, that has been done."""
+        norm = self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
+        return whole(torch.as_tensor(norm, device=self.device))
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Concatenate every process's (B, ...) in order of rank; B must be the same everywhere."""
@@ -94,15 +124,39 @@ class Distributed:
         return peak
 
     def scaler_state(self) -> dict | None:
-        """The loss scale of fp16 training; None where there is none."""
-        return self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+        """The loss scale of fp16 training, as torch's GradScaler has it; None where there is none."""
+        return self.scaler.state_dict() if self.scaler else None
 
     def load_scaler_state(self, state: dict | None) -> None:
-        if state and self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(state)
+        if state and self.scaler:
+            self.scaler.load_state_dict(state)
 
     def wait_for_everyone(self) -> None:
         self.accelerator.wait_for_everyone()
+
+
+def _goes_by_deepspeed() -> bool:
+    """Whether the launcher's configuration asks for DeepSpeed; a process alone on a CPU has no group to go with."""
+    alone = _stays_on_cpu() and Distributed.launched_processes() == 1
+    return parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") and not alone
+
+
+def _zero_plugin() -> DeepSpeedPlugin:
+    """DeepSpeed as the launcher's configuration asks for it."""
+    plugin = DeepSpeedPlugin(gradient_accumulation_steps=1)
+    if plugin.zero_stage != 2:
+        raise ValueError(f"zero_stage {plugin.zero_stage} is not supported; launch with zero_stage: 2")
+    return plugin
+
+
+def _fsdp2_plugin() -> FullyShardedDataParallelPlugin:
+    """FSDP2 as the launcher's configuration asks for it."""
+    plugin = FullyShardedDataParallelPlugin()  # reads what the launcher says
+    if plugin.fsdp_version != 2:
+        raise ValueError(f"fsdp_version {plugin.fsdp_version} is not supported; launch with fsdp_version: 2")
+    # The weights have the types they need, and autocast does the rest; FSDP2 would round the timesteps to half, too.
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    return plugin
 
 
 def _stays_on_cpu() -> bool:

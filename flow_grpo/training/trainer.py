@@ -79,7 +79,9 @@ class Trainer:
         optimizer = torch.optim.AdamW(
             self.policy.trainable_parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
         )
-        self.policy.forward_module, self.optimizer = distributed.prepare(self.policy.network, optimizer)
+        self.policy.forward_module, self.optimizer = distributed.prepare(
+            self.policy.network, optimizer, config.train.max_grad_norm
+        )
         self.ema = ExponentialMovingAverage(
             self.policy.trainable_parameters(), config.train.ema_decay, config.train.ema_every
         )

@@ -12,7 +12,6 @@ from flow_grpo.training.ema import ExponentialMovingAverage
 from flow_grpo.training.objective import grpo_loss, ratio_norm
 from flow_grpo.training.policies.base import Policy
 from flow_grpo.training.rollout import SDE, Trajectories, kl_to_base, pack, replay
-from flow_grpo.training.shards import whole
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,6 @@ class UpdateRule:
     ratio_norm: bool
     beta: float
     exact_kl: bool
-    max_grad_norm: float
     skip_zero_advantages: bool
 
 
@@ -106,7 +104,7 @@ class Updater:
                 loss = loss + rule.beta * (kl if credit.kl_weights is None else credit.kl_weights * kl).mean()
             accelerator.backward(loss * share)
             if accelerator.sync_gradients:
-                metrics["grad_norm"] = whole(accelerator.clip_grad_norm_(self.parameters, rule.max_grad_norm))
+                metrics["grad_norm"] = self.distributed.clip_gradients(self.parameters)
             self.optimizer.step()
             self.optimizer.zero_grad()
             if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:

@@ -6,8 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
 
 from config.validation import resolve
 from flow_grpo.training.distributed import Distributed
@@ -102,21 +100,6 @@ def process_environment():
     return os.environ | {
         "PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(HERE)]),
         "ACCELERATE_USE_CPU": "true",
+        "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
     }
-
-
-@pytest.fixture(scope="session")
-def launched_environment(process_environment):
-    """launched_environment(kind) -> that of a process which `accelerate launch` starts by scripts/accelerate/KIND.yaml.
-
-    Its own reading of the file; only the GPUs that the file asks for are not there.
-    """
-
-    def environment(kind):
-        arguments = ["--config_file", f"scripts/accelerate/{kind}.yaml", "train_sd3.py"]
-        args, _, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
-        launched = prepare_multi_gpu_env(args)
-        return process_environment | {n: v for n, v in launched.items() if n.startswith(("ACCELERATE_", "FSDP_"))}
-
-    return environment

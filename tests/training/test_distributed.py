@@ -1,6 +1,6 @@
 """Two real processes on the CPU against one with twice the batch: the same samples, advantages and weights.
 
-By DDP and by FSDP2, as the launcher's own configuration of either sets it up.
+By DDP, FSDP2 and DeepSpeed's ZeRO-2, each as the launcher's own configuration sets it up.
 """
 
 import subprocess
@@ -15,10 +15,18 @@ from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.tracking import read_metrics
 
 WORKER = Path(__file__).parent / "worker.py"
-# torchrun: on a CPU accelerate's own launcher starts one process, whatever --num_processes says
-TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 NUM_EPOCHS = 3
-WRAPPED = {"ddp": ("DistributedDataParallel", "Parameter"), "fsdp2": ("FSDPSD3Transformer2DModel", "DTensor")}
+KINDS = {
+    "ddp": ("DistributedDataParallel", "Parameter"),
+    "fsdp2": ("FSDPSD3Transformer2DModel", "DTensor"),
+    "deepspeed_zero2": ("DeepSpeedEngine", "Parameter"),
+}
+
+
+def by_two_processes(kind):
+    """The launcher's command line; with the environment's ACCELERATE_USE_CPU the GPUs of the file are not looked for."""
+    launch = ["-m", "accelerate.commands.launch", "--config_file", f"scripts/accelerate/{kind}.yaml"]
+    return [*launch, "--num_processes=2", "--main_process_port=0"]
 
 
 def run(command, environment):
@@ -38,20 +46,20 @@ def one(tmp_path_factory, process_environment):
     return watch([], tmp_path_factory.mktemp("one"), 1, 4, process_environment)[0]
 
 
-@pytest.fixture(scope="module", params=WRAPPED)
+@pytest.fixture(scope="module", params=KINDS)
 def kind(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def two(kind, tmp_path_factory, launched_environment):
+def two(kind, tmp_path_factory, process_environment):
     """What each of two processes saw, with batches of two."""
-    return watch(TWO_PROCESSES, tmp_path_factory.mktemp(kind), 2, 2, launched_environment(kind))
+    return watch(by_two_processes(kind), tmp_path_factory.mktemp(kind), 2, 2, process_environment)
 
 
 def test_the_launched_processes_are_really_two_and_share_the_weights_as_asked(kind, one, two):
     assert [seen["num_processes"] for seen in two] == [2, 2] and one["num_processes"] == 1
-    assert all((seen["module"], seen["parameter"]) == WRAPPED[kind] for seen in two)
+    assert all((seen["module"], seen["parameter"]) == KINDS[kind] for seen in two)
     assert one["module"] == "SD3Transformer2DModel"
 
 
@@ -108,17 +116,14 @@ def assert_same_change(start, expected, ours):
     assert (ours - expected).norm() < 0.01 * (expected - start).norm()
 
 
-def test_a_run_goes_on_with_other_processes_and_another_way_to_share_the_weights(
-    one, tmp_path, process_environment, launched_environment
-):
-    """FSDP2 on two, then one process, then DDP on two: an epoch each, and the weights of one process throughout."""
-    legs = [("fsdp2", TWO_PROCESSES, 2), (None, [], 1), ("ddp", TWO_PROCESSES, 2)]
-    for epoch, (kind, launcher, num_processes) in enumerate(legs, start=1):
+def test_a_run_goes_on_with_other_processes_and_another_way_to_share_the_weights(one, tmp_path, process_environment):
+    """FSDP2 on two, then one process, then ZeRO-2 on two: an epoch each, and the weights of one process throughout."""
+    legs = [(by_two_processes("fsdp2"), 2), ([], 1), (by_two_processes("deepspeed_zero2"), 2)]
+    for epoch, (launcher, num_processes) in enumerate(legs, start=1):
         fields = {"num_gpus": num_processes, "batch_size": 4 // num_processes, "num_epochs": epoch, "eval_every": 0}
         fields |= {"run_dir": tmp_path / "run", "resume_from": "latest" if epoch > 1 else ""}
         flags = [f"--config.{name}={value}" for name, value in fields.items()]
-        environment = launched_environment(kind) if kind else process_environment
-        done = run([*launcher, "train_sd3.py", "--config", "tests/training/tiny_run.py", *flags], environment)
+        done = run([*launcher, "train_sd3.py", "--config", "tests/training/tiny_run.py", *flags], process_environment)
         if epoch > 1:
             earlier = 3 - num_processes
             assert f"num_gpus {num_processes} (was {earlier})" in done.stdout
@@ -155,7 +160,7 @@ def test_a_scorer_that_fails_in_one_process_ends_the_run_of_all_with_its_error(t
         "    return config\n"
     )
     command = ["train_sd3.py", "--config", str(tmp_path / "failing_config.py"), f"--config.run_dir={tmp_path / 'run'}"]
-    command = [sys.executable, *TWO_PROCESSES, *command]
+    command = [sys.executable, *by_two_processes("ddp"), *command]
     done = subprocess.run(command, env=process_environment, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert "the reward has failed" in done.stderr and "in another process of this run" in done.stderr
@@ -177,7 +182,7 @@ def test_skipping_changes_no_result_where_a_process_has_no_advantage_left(tmp_pa
             "    return config\n"
         )
         flags = ["--config", str(tmp_path / "skipping_config.py"), f"--config.run_dir={tmp_path / str(skip)}"]
-        run([*TWO_PROCESSES, "train_sd3.py", *flags], process_environment)
+        run([*by_two_processes("ddp"), "train_sd3.py", *flags], process_environment)
         assert read_metrics(tmp_path / str(skip))[0]["rollout/zero_advantage_share"] == 0.5
         (checkpoint,) = list_checkpoints(tmp_path / str(skip))
         states.append(torch.load(checkpoint / "state.pt", weights_only=True)["lora"])
