@@ -17,7 +17,7 @@ SMALL = {
 
 @pytest.fixture
 def environment():
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_", "NUM_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_", "NUM_", "KIND"))}
     return kept | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(Path.cwd()),
@@ -44,7 +44,15 @@ def test_cpu_runs_on_two_processes(tmp_path, environment):
     assert read_metrics(tmp_path)[0]["epoch"] == 0 and (tmp_path / "checkpoint-000001").is_dir()
 
 
-def test_multi_node_joins_two_machines_under_slurm(tmp_path, environment):
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_one_node_runs_on_two_processes(tmp_path, environment, kind):
+    finish(start("one_node.sh", tmp_path, environment | {"NUM_GPUS": "2", "KIND": kind}))
+    assert read_metrics(tmp_path)[0]["epoch"] == 0 and (tmp_path / "checkpoint-000001").is_dir()
+
+
+@pytest.mark.parametrize("kind", ["multi_node", "fsdp2"])
+def test_multi_node_joins_two_machines_under_slurm(tmp_path, environment, kind):
+    environment |= {"KIND": kind}
     environment |= {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"}
     nodes = [start("multi_node.sh", tmp_path, environment | {"SLURM_NODEID": rank}) for rank in "01"]
     for node in nodes:

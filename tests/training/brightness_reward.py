@@ -1,6 +1,7 @@
 """Rewards that every image earns, half-trained or not: its brightness, with a map, a constant map, or none."""
 
 import os
+import signal
 
 import torch
 
@@ -11,16 +12,18 @@ class Brightness:
     """The mean grey level of an image, or 1 where that passes a threshold and 0 where not.
 
     pixel_map: "grey" (each pixel its own), a number (the same everywhere), or None. fails_after: calls, in the process
-    that torchrun calls fails_in.
+    that torchrun calls fails_in; dies: by a kill, not by an error.
     """
 
-    def __init__(self, pixel_map="grey", kind="reward", threshold=None, fails_after=None, fails_in=None):
-        self._pixel_map, self._kind, self._threshold = pixel_map, kind, threshold
+    def __init__(self, pixel_map="grey", kind="reward", threshold=None, fails_after=None, fails_in=None, dies=False):
+        self._pixel_map, self._kind, self._threshold, self._dies = pixel_map, kind, threshold, dies
         self._calls_left = fails_after if os.environ.get("RANK") == fails_in else None
 
     def __call__(self, images, prompts, metadata=None):
         if self._calls_left is not None:
             self._calls_left -= 1
+            if self._calls_left < 0 and self._dies:
+                os.kill(os.getpid(), signal.SIGKILL)
             if self._calls_left < 0:
                 raise RuntimeError("the reward has failed")
         grey = images.mean(dim=1)  # (B, H, W)

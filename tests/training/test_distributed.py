@@ -150,21 +150,33 @@ def test_alone_a_process_is_main_and_gathers_itself():
     assert distributed.any(True) and not distributed.any(False)
 
 
-def test_a_scorer_that_fails_in_one_process_ends_the_run_of_all_with_its_error(tmp_path, process_environment):
-    (tmp_path / "failing_config.py").write_text(
+def run_that_fails(folder, options, environment):
+    """A run of two processes whose reward fails by the options; what the launcher printed."""
+    (folder / "failing_config.py").write_text(
         "from tiny_run import REWARD, get_config as tiny\n"
         "def get_config():\n"
         "    config = tiny()\n"
         "    config.num_gpus, config.batch_size, config.eval_every, config.save_every = 2, 2, 0, 100\n"
-        "    config.reward_options = {REWARD: {'fails_after': 2, 'fails_in': '1'}}\n"
+        f"    config.reward_options = {{REWARD: {options}}}\n"
         "    return config\n"
     )
-    command = ["train_sd3.py", "--config", str(tmp_path / "failing_config.py"), f"--config.run_dir={tmp_path / 'run'}"]
+    command = ["train_sd3.py", "--config", str(folder / "failing_config.py"), f"--config.run_dir={folder / 'run'}"]
     command = [sys.executable, *by_two_processes("ddp"), *command]
-    done = subprocess.run(command, env=process_environment, capture_output=True, text=True, timeout=300)
+    # a run that hangs is ended by the timeout, as an error
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
-    assert "the reward has failed" in done.stderr and "in another process of this run" in done.stderr
+    return done.stderr
+
+
+def test_a_scorer_that_fails_in_one_process_ends_the_run_of_all_with_its_error(tmp_path, process_environment):
+    said = run_that_fails(tmp_path, {"fails_after": 2, "fails_in": "1"}, process_environment)
+    assert "the reward has failed" in said and "in another process of this run" in said
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-000000"]
+
+
+def test_a_process_that_is_killed_ends_the_run_of_all_and_is_named(tmp_path, process_environment):
+    said = run_that_fails(tmp_path, {"fails_after": 2, "fails_in": "1", "dies": True}, process_environment)
+    assert "Signal 9 (SIGKILL)" in said and "rank      : 1" in said
 
 
 def test_skipping_changes_no_result_where_a_process_has_no_advantage_left(tmp_path, process_environment):
