@@ -16,7 +16,8 @@ PADDLEOCR = [
     "opencv-contrib-python==4.10.0.84",
 ]
 TRAIN = [
-    "accelerate>=1.1",
+    "torch>=2.13",  # whose FSDP2 takes frozen half and trained fp32 weights in one block
+    "accelerate>=1.15",  # earlier ones have not been tried
     "diffusers>=0.35",  # saves a LoRA's scale in its metadata
     "transformers>=5",  # the tiny model's tokenizers
     "peft>=0.17",

@@ -67,7 +67,7 @@ def resolve(config: ml_collections.ConfigDict, num_processes: int) -> tuple[ml_c
         raise ValueError(
             f"num_gpus={config.num_gpus}, but this run was launched with {num_processes} processes; "
             f"set --config.num_gpus={num_processes} or launch that many "
-            f"(accelerate launch --num_processes {config.num_gpus}; on CPUs torchrun --nproc_per_node {config.num_gpus})"
+            f"(accelerate launch --num_processes {config.num_gpus}; on CPUs NUM_PROCESSES={config.num_gpus} scripts/cpu.sh)"
         )
     config.run_dir = config.run_dir or f"runs/{config.name}"
     config.train.num_steps = config.train.num_steps or config.sample.sde_window_size or config.sample.num_steps - 1

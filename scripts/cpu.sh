@@ -3,7 +3,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 processes="${NUM_PROCESSES:-2}"
-# torchrun: accelerate's own launcher starts a single process on CPUs
 ACCELERATE_USE_CPU=true OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" \
-    torchrun --standalone --nproc_per_node "$processes" \
+    accelerate launch --config_file scripts/accelerate/cpu.yaml --num_processes "$processes" \
     train_sd3.py --config config/grpo.py:"${RUN:-tiny_ocr_map}" --config.num_gpus="$processes" "$@"

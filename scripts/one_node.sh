@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # RUN (ocr_map_sd3), a run of config/grpo.py, on the GPUs of one machine: NUM_GPUS (8). Further flags: --config.FIELD=VALUE
-# KIND: ddp, a copy of the model on each; fsdp2, the model in parts, where it does not fit on each; deepspeed_zero2, the
-# optimizer's state in parts, which with LoRA is little.
+# KIND: ddp, a copy of the model on each; fsdp2, the model in parts, where it does not fit beside the activations;
+# deepspeed_zero2, the optimizer's state in parts, which with LoRA is little.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 gpus="${NUM_GPUS:-8}"

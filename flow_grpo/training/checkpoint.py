@@ -40,6 +40,7 @@ MAY_CHANGE = (
     "prompt_cache",
     "prompt_cache_gib",
     "gradient_checkpointing",
+    "compile",
 )
 
 

@@ -5,14 +5,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, gather_object, parse_flag_from_env
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    gather_object,
+    is_deepspeed_available,
+    parse_flag_from_env,
+)
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from flow_grpo.training.policies.load import WEIGHT_DTYPES
 from flow_grpo.training.shards import whole
 from flow_grpo.training.zero import LossScale
-
-HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Distributed:
@@ -23,21 +27,23 @@ class Distributed:
 
     def __init__(self, mixed_precision: str = "no"):
         self.mixed_precision = mixed_precision
-        plugin = _zero_plugin() if _goes_by_deepspeed() else None
+        self.launched_processes()  # joins the others; a process alone on a CPU has no group to join
+        joined = torch.distributed.is_initialized()
+        zero = _zero_plugin() if joined and parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") else None
         self.accelerator = Accelerator(
             cpu=_stays_on_cpu(),
             # DeepSpeed's kinds of mixed precision round the adapter, or do without a common loss scale: see `prepare`.
-            mixed_precision="no" if plugin else mixed_precision,
-            deepspeed_plugin=plugin,
+            mixed_precision="no" if zero else mixed_precision,
+            deepspeed_plugin=zero,
             # Rollouts call the wrapped model without gradients; broadcasting buffers would make each a collective.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.scaler = self.accelerator.scaler  # of fp16 training's loss; None where there is none
-        if parse_flag_from_env("ACCELERATE_USE_FSDP") and torch.distributed.is_initialized():
+        if joined and parse_flag_from_env("ACCELERATE_USE_FSDP"):
             self.accelerator.state.fsdp_plugin = _fsdp2_plugin()
             self._choose(DistributedType.FSDP)
-        if plugin:
-            self.accelerator.state.deepspeed_plugins = plugin
+        if zero:
+            self.accelerator.state.deepspeed_plugins = zero
             self._choose(DistributedType.DEEPSPEED)
 
     def _choose(self, kind: DistributedType) -> None:
@@ -48,6 +54,8 @@ class Distributed:
     @staticmethod
     def launched_processes() -> int:
         """How many processes the launcher started, known before the run is set up."""
+        if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") and not is_deepspeed_available():
+            raise ImportError('DeepSpeed is not installed: pip install "flow-grpo-maps[deepspeed]"')
         return PartialState(cpu=_stays_on_cpu()).num_processes
 
     @property
@@ -73,15 +81,21 @@ class Distributed:
     def prepare(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """What to call instead of the network, and the optimizer of its weights; the network's parameters may be others."""
+        """What to call instead of the network, and the optimizer of its weights.
+
+        Ask the network for its parameters again: FSDP2 replaces them.
+        """
         self.max_grad_norm = max_grad_norm
-        if self._kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) and self.mixed_precision in HALF:
-            # With DDP accelerate does so by itself.
-            network.forward = torch.autocast(self.device.type, HALF[self.mixed_precision])(network.forward)
+        if self._kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) and self.mixed_precision != "no":
+            # Alone and with DDP accelerate does so by itself.
+            network.forward = torch.autocast(self.device.type, WEIGHT_DTYPES[self.mixed_precision])(network.forward)
         if self._kind == DistributedType.DEEPSPEED:
-            # DeepSpeed clips in its own step, and asks for the batch size only to count samples.
             config = self.accelerator.deepspeed_plugin.deepspeed_config
-            config |= {"gradient_clipping": max_grad_norm, "train_micro_batch_size_per_gpu": 1}
+            # DeepSpeed clips in its own step, and asks for the batch size only to count samples.
+            config.update({"gradient_clipping": max_grad_norm, "train_micro_batch_size_per_gpu": 1})
+            # By default its buffer for gradients would be of 2 GiB.
+            num_trained = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+            config["zero_optimization"]["reduce_bucket_size"] = num_trained
         module, optimizer = self.accelerator.prepare(network, optimizer)
         if self._kind == DistributedType.DEEPSPEED and self.mixed_precision == "fp16":
             self.scaler = LossScale(module.optimizer)
@@ -98,8 +112,11 @@ class Distributed:
 
     def clip_gradients(self, parameters: Sequence[nn.Parameter]) -> torch.Tensor:
         """Their norm before it is clipped to max_grad_norm, 0-dim; where DeepSpeed steps, that has been done."""
-        norm = self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
-        return whole(torch.as_tensor(norm, device=self.device))
+        if self._kind == DistributedType.DEEPSPEED:
+            return torch.as_tensor(self._module.get_global_grad_norm(), device=self.device)
+        # Not accelerate's clip_grad_norm_: with FSDP2 it would undo the loss scale twice.
+        self.accelerator.unscale_gradients()
+        return whole(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Concatenate every process's (B, ...) in order of rank; B must be the same everywhere."""
@@ -133,12 +150,6 @@ class Distributed:
 
     def wait_for_everyone(self) -> None:
         self.accelerator.wait_for_everyone()
-
-
-def _goes_by_deepspeed() -> bool:
-    """Whether the launcher's configuration asks for DeepSpeed; a process alone on a CPU has no group to go with."""
-    alone = _stays_on_cpu() and Distributed.launched_processes() == 1
-    return parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") and not alone
 
 
 def _zero_plugin() -> DeepSpeedPlugin:

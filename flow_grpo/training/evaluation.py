@@ -40,16 +40,19 @@ def evaluate(
     own = list(range(distributed.rank, len(prompts), distributed.num_processes))
     most = -(-len(prompts) // distributed.num_processes)  # that any process has
     recording = RecordingScore(score_fn, num_samples if distributed.is_main else 0)
-    pending, starts = [], range(0, most, batch_size)
-    for start in tqdm(starts, desc="evaluation", leave=False, disable=not distributed.is_main):
+    pending = []
+    for start in tqdm(range(0, most, batch_size), desc="evaluation", leave=False, disable=not distributed.is_main):
         indices = own[start : start + batch_size]
-        chosen = [prompts[i] for i in indices]
-        seeds = [sample_seed(seed, i) for i in indices]
-        # A process that has none left samples along: where the weights lie in parts, the others wait for its part.
-        images = rollout(policy, chosen or prompts[:1], seeds or [seed], sde, num_kept=0).images
-        if not chosen:
+        # Filled up, and sampled by a process that has none left, too: another size would be compiled anew, and where the
+        # weights lie in parts every process gives its own.
+        filled = indices + [0] * (batch_size - len(indices))
+        images = rollout(
+            policy, [prompts[i] for i in filled], [sample_seed(seed, i) for i in filled], sde, num_kept=0
+        ).images
+        if not indices:
             continue
-        scores = recording.submit(images, chosen, [metadata[i] for i in indices])
+        images = images[: len(indices)]
+        scores = recording.submit(images, [prompts[i] for i in indices], [metadata[i] for i in indices])
         signals = {f"signal/{name}": values for name, values in image_signals(images).items()}
         pending.append((scores, signals))
     rows = []

@@ -61,7 +61,7 @@ class Updater:
             share = len(batches) * len(batches[0]) / num_samples
             for rows in batches:
                 batch = pack(drawn, rows)
-                earned = own[torch.tensor(rows)]
+                earned = own[torch.tensor(rows, device=own.advantages.device)]
                 for step in range(num_steps):
                     history.append(self._backward(batch, earned, step, sde, share))
                     if len(history) == 1:
@@ -104,10 +104,11 @@ class Updater:
                 loss = loss + rule.beta * (kl if credit.kl_weights is None else credit.kl_weights * kl).mean()
             accelerator.backward(loss * share)
             if accelerator.sync_gradients:
-                metrics["grad_norm"] = self.distributed.clip_gradients(self.parameters)
+                grad_norm = self.distributed.clip_gradients(self.parameters)
             self.optimizer.step()
             self.optimizer.zero_grad()
-            if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
+            if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:  # as fp16's overflows are
+                metrics["grad_norm"] = grad_norm
                 self.ema.step()
         return metrics
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-GROWTH_INTERVAL = 2000  # GradScaler's: steps without an overflow before the loss scale doubles
+# GradScaler's: so many steps without an overflow, and the loss scale grows; an overflow, and it falls.
+GROWTH_INTERVAL, GROWTH_FACTOR, BACKOFF_FACTOR = 2000, 2.0, 0.5
 
 
 def whole_zero_state(zero) -> dict[str, Any]:
@@ -62,19 +63,26 @@ class LossScale:
             min_scale=1.0,
             delayed_shift=1,
             consecutive_hysteresis=False,
-            raise_error_at_min_scale=False,
         )
+        self._scaler.update_scale = self._update  # its own doubles a step later, and counts on
+        self._num_steps = 0  # without an overflow, since the scale changed
+
+    def _update(self, overflow: bool) -> None:
+        self._num_steps = 0 if overflow else self._num_steps + 1
+        if overflow:
+            self._scaler.cur_scale *= BACKOFF_FACTOR
+        elif self._num_steps == GROWTH_INTERVAL:
+            self._scaler.cur_scale *= GROWTH_FACTOR
+            self._num_steps = 0
 
     def state_dict(self) -> dict[str, Any]:
-        scaler = self._scaler
         return {
-            "scale": scaler.cur_scale,
-            "growth_factor": scaler.scale_factor,
-            "backoff_factor": 1 / scaler.scale_factor,
-            "growth_interval": scaler.scale_window,
-            "_growth_tracker": scaler.cur_iter - scaler.last_overflow_iter - 1,
+            "scale": self._scaler.cur_scale,
+            "growth_factor": GROWTH_FACTOR,
+            "backoff_factor": BACKOFF_FACTOR,
+            "growth_interval": GROWTH_INTERVAL,
+            "_growth_tracker": self._num_steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._scaler.cur_scale = state["scale"]
-        self._scaler.cur_iter, self._scaler.last_overflow_iter = state["_growth_tracker"], -1
+        self._scaler.cur_scale, self._num_steps = state["scale"], state["_growth_tracker"]

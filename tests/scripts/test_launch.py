@@ -17,7 +17,9 @@ SMALL = {
 
 @pytest.fixture
 def environment():
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_", "NUM_", "KIND"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_", "NUM_", "KIND"))
+    }
     return kept | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "PYTHONPATH": str(Path.cwd()),

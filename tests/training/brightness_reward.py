@@ -12,7 +12,7 @@ class Brightness:
     """The mean grey level of an image, or 1 where that passes a threshold and 0 where not.
 
     pixel_map: "grey" (each pixel its own), a number (the same everywhere), or None. fails_after: calls, in the process
-    that torchrun calls fails_in; dies: by a kill, not by an error.
+    that the launcher calls fails_in; dies: by a kill, not by an error.
     """
 
     def __init__(self, pixel_map="grey", kind="reward", threshold=None, fails_after=None, fails_in=None, dies=False):

@@ -14,7 +14,7 @@ from flow_grpo.training.checkpoint import list_checkpoints
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.tracking import read_metrics
 
-WORKER = Path(__file__).parent / "worker.py"
+HERE = Path(__file__).parent
 NUM_EPOCHS = 3
 KINDS = {
     "ddp": ("DistributedDataParallel", "Parameter"),
@@ -36,7 +36,7 @@ def run(command, environment):
 
 
 def watch(launcher, folder, num_processes, batch_size, environment):
-    run([*launcher, str(WORKER), str(folder), str(batch_size)], environment)
+    run([*launcher, str(HERE / "worker.py"), str(folder), str(batch_size)], environment)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(num_processes)]
 
 
@@ -94,6 +94,7 @@ def test_every_process_reports_the_metrics_of_all(one, two):
 
 
 def test_all_processes_hold_the_same_weights_to_the_bit_after_every_epoch(two):
+    """By FSDP2 they are put together from the same parts, so there it cannot be otherwise."""
     for ours, theirs in zip(two[0]["weights"], two[1]["weights"], strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -150,6 +151,21 @@ def test_alone_a_process_is_main_and_gathers_itself():
     assert distributed.any(True) and not distributed.any(False)
 
 
+def test_fsdp2_is_ddp_to_the_bit_in_half_precision_with_checkpointing(tmp_path, process_environment):
+    weights = []
+    for kind in ("ddp", "fsdp2"):
+        fields = {"num_gpus": 2, "batch_size": 2, "num_epochs": 1, "eval_every": 0, "run_dir": tmp_path / kind}
+        fields |= {"mixed_precision": "bf16", "gradient_checkpointing": True}
+        flags = [f"--config.{name}={value}" for name, value in fields.items()]
+        run(
+            [*by_two_processes(kind), "train_sd3.py", "--config", str(HERE / "tiny_run.py"), *flags],
+            process_environment,
+        )
+        (checkpoint,) = list_checkpoints(tmp_path / kind)
+        weights.append(torch.load(checkpoint / "state.pt", weights_only=True)["lora"])
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def run_that_fails(folder, options, environment):
     """A run of two processes whose reward fails by the options; what the launcher printed."""
     (folder / "failing_config.py").write_text(
@@ -177,6 +193,22 @@ def test_a_scorer_that_fails_in_one_process_ends_the_run_of_all_with_its_error(t
 def test_a_process_that_is_killed_ends_the_run_of_all_and_is_named(tmp_path, process_environment):
     said = run_that_fails(tmp_path, {"fails_after": 2, "fails_in": "1", "dies": True}, process_environment)
     assert "Signal 9 (SIGKILL)" in said and "rank      : 1" in said
+
+
+def test_a_step_that_overflows_in_one_process_is_skipped_in_all_and_halves_the_loss_scale(
+    kind, tmp_path, process_environment
+):
+    run([*by_two_processes(kind), str(HERE / "overflow_worker.py"), str(tmp_path)], process_environment)
+    for rank in range(2):
+        overflow, step = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert overflow["skipped"] and overflow["scale"] == 2**15 and not overflow["norm"].isfinite()
+        assert torch.equal(overflow["weight"], torch.ones(1, 2)) and overflow["gradient"] is None
+        assert not step["skipped"] and step["scale"] == 2**15
+        gradient = torch.tensor([[0.5, 0.125]])  # the mean of the two processes'
+        assert step["norm"].item() == pytest.approx(gradient.norm().item(), rel=1e-6)
+        torch.testing.assert_close(step["gradient"], 0.1 * gradient / gradient.norm(), rtol=1e-5, atol=0)  # clipped
+        # Adam's first step is the rate in every direction, after a decay of 0.01 * 0.1
+        assert step["weight"].flatten().tolist() == pytest.approx([0.899, 0.899], abs=1e-6)
 
 
 def test_skipping_changes_no_result_where_a_process_has_no_advantage_left(tmp_path, process_environment):

@@ -1,6 +1,6 @@
 """Three epochs of the tiny run by as many processes as it is launched with; each writes what it saw to FOLDER/RANK.pt.
 
-torchrun --nproc_per_node 2 tests/training/worker.py FOLDER BATCH_SIZE
+accelerate launch --config_file scripts/accelerate/KIND.yaml --num_processes 2 tests/training/worker.py FOLDER BATCH_SIZE
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Two optimizer steps of a single layer in fp16, the first of which overflows in one process; each says what it saw.
 
-accelerate launch --config_file scripts/accelerate/deepspeed_zero2.yaml --num_processes 2 tests/training/zero_worker.py FOLDER
+accelerate launch --config_file scripts/accelerate/KIND.yaml --num_processes 2 tests/training/overflow_worker.py FOLDER
 """
 
 import sys
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import tiny_run  # noqa: F401  nothing is compiled
 import torch
+from accelerate import DistributedType
 
 from flow_grpo.training.distributed import Distributed
-from flow_grpo.training.shards import whole_optimizer_state
+from flow_grpo.training.shards import whole, whole_optimizer_state
 
 SAMPLES = torch.tensor([[0.25, 0.5], [0.75, -0.25]])  # of process 0 and 1; small, since fp16 ends at 65504
 
@@ -19,6 +20,10 @@ BETA = 0.9  # AdamW's share of the old in its first moment
 
 def main(folder: Path) -> None:
     distributed = Distributed("fp16")
+    if distributed.accelerator.distributed_type != DistributedType.DEEPSPEED:
+        # accelerate has a scaler on GPUs alone; from here on it is used as there
+        distributed.scaler = distributed.accelerator.scaler = torch.amp.GradScaler("cpu")
+        distributed.accelerator.native_amp = True
     layer = torch.nn.Linear(2, 1, bias=False)
     torch.nn.init.ones_(layer.weight)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
@@ -29,13 +34,14 @@ def main(folder: Path) -> None:
         with distributed.accelerator.accumulate(wrapped):
             loss = wrapped(SAMPLES[distributed.rank][None]).float().sum() * factors[distributed.rank]
             distributed.accelerator.backward(loss)
-            norm = distributed.clip_gradients(layer.parameters())
+            norm = distributed.clip_gradients(list(layer.parameters()))
             optimizer.step()
+            optimizer.zero_grad()
         seen.append(
             {
                 "norm": norm,
                 "skipped": distributed.accelerator.optimizer_step_was_skipped,
-                "weight": layer.weight.detach().clone(),
+                "weight": whole(layer.weight).clone(),
                 "gradient": _gradient(optimizer),
                 "scale": distributed.scaler_state()["scale"],
             }
