@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from flow_grpo import map_overlay
+from flow_grpo.reward_map import resize
 from flow_grpo.rewards import MultiScore, Rewards
 from flow_grpo.score import to_uint8
 from flow_grpo.text_match import quoted_targets
@@ -78,14 +79,17 @@ def _sample(
     """One image of a batch that was scored."""
     valid = extras["valid"][index]
     rewards = {name: values[index].item() if valid else None for name, values in details.items()}
-    overlays = {}
-    for name, entry in extras["maps"].items():
-        reward_map = entry["reward_map"][index].detach().float().cpu().numpy()
-        # what an invalid map holds is anything
-        overlays[name] = (
-            map_overlay.overlay(image, reward_map, map_kind=entry["map_kind"]) if entry["map_valid"][index] else None
-        )
+    overlays = {name: _overlay(index, image, entry) for name, entry in extras["maps"].items()}
     return Sample(prompt, image, rewards.pop("avg"), rewards, overlays)
+
+
+def _overlay(index: int, image: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray | None:
+    """One map of a batch over its image; None where it is not valid, since what it holds then is anything."""
+    if not entry["map_valid"][index]:
+        return None
+    # a map may be smaller or larger than the image: all that training asks for is a multiple of the token grid
+    reward_map = resize(entry["reward_map"][index, None].detach(), image.shape[:2])[0]  # (H, W)
+    return map_overlay.overlay(image, reward_map.cpu().numpy(), map_kind=entry["map_kind"])
 
 
 def sheet(samples: Sequence[Sample], columns: int = 8) -> Image.Image:

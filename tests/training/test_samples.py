@@ -89,6 +89,26 @@ def test_a_sample_has_its_rewards_and_its_map_over_the_image(score_fn):
     assert list(kept.overlays) == ["grey"] and np.array_equal(kept.overlays["grey"], expected)
 
 
+@pytest.mark.parametrize("size", [(4, 4), (16, 16), (4, 16)])
+def test_a_map_of_another_size_than_the_image_lies_over_all_of_it(size):
+    """Left half 0, right half 1, whose overlay at the image's own size is known, but for the pixels beside the seam."""
+
+    def halves(height, width):
+        return (torch.arange(width) >= width // 2).float().expand(height, width)
+
+    def of_another_size(images, prompts, metadata=None):
+        maps = halves(*size).expand(len(images), *size)
+        return Score(torch.zeros(len(images)), maps.bfloat16(), "reward")
+
+    images = some_images(2)
+    recording = RecordingScore(MultiScore({"halves": of_another_size}, {"halves": 1.0}), 2)
+    recording.submit(images, ["a", "b"])()
+    for kept, image in zip(recording.samples, to_uint8(images), strict=True):
+        expected = overlay(image, halves(8, 8).numpy())
+        away = [0, 1, 2, 5, 6, 7]  # a resize is smooth across the seam
+        assert np.array_equal(kept.overlays["halves"][:, away], expected[:, away])
+
+
 def test_what_is_not_valid_is_left_out(score_fn):
     recording = RecordingScore(score_fn, 3)
     recording.submit(some_images(3), ["a", "b", "unreadable"])()
