@@ -97,7 +97,9 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
 def _staged_in(folder: Path) -> Iterator[None]:
     """Have wandb keep the pictures of a table there until they are uploaded, unless WANDB_DATA_DIR says where.
 
-    By default they lie in the home folder, where `wandb sync` of an offline run misses them on another machine.
+    By default they lie in the home folder. An offline run's record names them by absolute path: `wandb sync` finds them
+    wherever the run's folder lies under the path it was written at, so over a shared disk too, and misses them in a copy
+    under another path.
     """
     if "WANDB_DATA_DIR" in os.environ:
         yield
