@@ -18,6 +18,7 @@ from multiprocessing import get_context
 import torch
 from benchmark_step import STAGES, TINY, run_epochs
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from scoring_runs import SCORINGS
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
@@ -201,18 +202,18 @@ def benchmark_scoring(num_epochs: int, overrides: list[str]) -> dict[str, dict[s
 
     A worker's wait is for the last batch, which no sampling follows.
     """
-    lines = {"free": "JPEG size, no OCR", "worker": "OCR in a worker", "serial": "OCR in the process"}
     figures = {}
-    for scoring, name in tqdm(lines.items(), desc="scorings", leave=False):
-        config = f"scripts/benchmark_scoring.py:{scoring}"
-        seconds = run_epochs(config, num_epochs, overrides, OMP_NUM_THREADS="1")
-        figures[scoring] = row = {"sample": seconds["sample"], "score": seconds["score"]}
+    for name, scoring in tqdm(SCORINGS.items(), desc="scorings", leave=False):
+        seconds = run_epochs(f"scripts/scoring_runs.py:{name}", num_epochs, overrides, OMP_NUM_THREADS="1")
+        figures[name] = row = {"sample": seconds["sample"], "score": seconds["score"]}
         row["rollout"] = row["sample"] + row["score"]
         row["ratio"] = row["rollout"] / figures["free"]["rollout"]
-        if scoring == "free":
+        if name == "free":
             tqdm.write(f"rollouts of {seconds['num_images']} images, one thread")
             tqdm.write(f"{'':<20}{'sampling, s':>13}{'waiting, s':>12}{'both, s':>9}{'ratio':>8}")
-        tqdm.write(f"{name:<20}{row['sample']:>13.2f}{row['score']:>12.2f}{row['rollout']:>9.2f}{row['ratio']:>8.3f}")
+        tqdm.write(
+            f"{scoring.title:<20}{row['sample']:>13.2f}{row['score']:>12.2f}{row['rollout']:>9.2f}{row['ratio']:>8.3f}"
+        )
     print()
     return figures
 

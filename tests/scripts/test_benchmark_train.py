@@ -1,8 +1,8 @@
 import pytest
 import torch
-from benchmark_scoring import SCORINGS, get_config
 from benchmark_train import SHARED, TRANSFORMERS, make_policy, measure, rollout_step, update_step
 from diffusers import SD3Transformer2DModel
+from scoring_runs import SCORINGS, get_config
 
 from config.validation import resolve
 
@@ -56,11 +56,11 @@ def test_what_checkpointing_computes_again_is_no_use_of_the_card():
 
 def test_the_scorings_are_runs_that_differ_in_their_scorer_alone():
     configs = {}
-    for scoring in SCORINGS:
-        config, geometry = resolve(get_config(scoring), num_processes=1)
+    for name in SCORINGS:
+        config, geometry = resolve(get_config(name), num_processes=1)
         assert geometry.num_groups * geometry.group_size == 128
-        configs[scoring] = config.to_dict()
-    options = {scoring: config.pop("reward_options") for scoring, config in configs.items()}
+        configs[name] = config.to_dict()
+    options = {name: config.pop("reward_options") for name, config in configs.items()}
     assert options == {"free": {}, "worker": {"ocr_map": {"num_workers": 1}}, "serial": {}}
     names = [(config.pop("name"), config.pop("run_dir"), *config.pop("rewards")) for config in configs.values()]
     assert [rewards for _, _, *rewards in names] == [["jpeg_compressibility"], ["ocr_map"], ["ocr_map"]]
