@@ -7,20 +7,24 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+import torch
 from tqdm.auto import tqdm
 
+from flow_grpo.reward_map import pool_to_tokens
 from flow_grpo.training.checkpoint import list_checkpoints
 from flow_grpo.training.tracking import read_metrics
 
 STAGES = ("sample", "score", "advantage", "update")
 TINY = "config/grpo.py:tiny_ocr_map"
+TOKEN_SIZE = 8  # pixels of tiny-sd3's images: its VAE's 4 to a latent, 2 latents to a token
 
 
 def run_epochs(config: str, num_epochs: int, overrides: list[str], **environment: str) -> dict[str, float]:
-    """Median seconds by stage of num_epochs epochs in a fresh process (one more warms up), its peak memory in MiB, and the
-    number of images of an epoch. environment: variables of that process."""
+    """Median seconds by stage of num_epochs epochs in a fresh process (one more warms up), its peak memory in MiB; the
+    images of an epoch, those of a batch, and their side in pixels. environment: variables of that process."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "train_sd3.py", "--config", config]
         command += [f"--config.run_dir={folder}/run", f"--config.num_epochs={num_epochs + 1}", "--config.eval_every=0"]
@@ -36,7 +40,36 @@ def run_epochs(config: str, num_epochs: int, overrides: list[str], **environment
         (checkpoint,) = list_checkpoints(Path(folder) / "run")
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     seconds = {stage: statistics.median(row[f"time/{stage}_seconds"] for row in rows) for stage in STAGES}
-    return seconds | {"peak_mib": usage.ru_maxrss / 1024, "num_images": config["num_groups"] * config["group_size"]}
+    images = {"num_images": config["num_groups"] * config["group_size"]}
+    images |= {name: config[name] for name in ("batch_size", "resolution")}
+    return seconds | {"peak_mib": usage.ru_maxrss / 1024} | images
+
+
+def pooling_seconds(num_images: int, batch_size: int, resolution: int, repeats: int = 50) -> float:
+    """Median seconds to pool an epoch's maps, one an image, to tokens: batch by batch, as scoring does in mode "weight"."""
+    side = resolution // TOKEN_SIZE
+    seconds = []
+    for _ in range(repeats):
+        batches = torch.rand(num_images, resolution, resolution).split(batch_size)
+        started = time.perf_counter()
+        torch.cat([pool_to_tokens(batch, (side, side)) for batch in batches])
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def map_cost(scalar: dict[str, float], weight: dict[str, float], pooling: float) -> dict[str, float]:
+    """What maps add to an epoch, in seconds and as shares: their own work alone, from the scorer's maps to the advantages.
+
+    scalar, weight: seconds by stage of either mode; pooling: seconds. It is timed by itself, since two runs of an update
+    or of the OCR differ by far more.
+    """
+    seconds = pooling + weight["advantage"] - scalar["advantage"]
+    without_ocr = sum(scalar[stage] for stage in STAGES if stage != "score")
+    return {
+        "map_seconds": seconds,
+        "map_share_of_update": seconds / scalar["update"],
+        "map_share_without_ocr": seconds / without_ocr,
+    }
 
 
 def benchmark_step(args: argparse.Namespace) -> dict:
@@ -55,16 +88,13 @@ def benchmark_step(args: argparse.Namespace) -> dict:
         print(
             f"{key + ', ' + unit:<24}{medians['scalar'][key]:>10.3f}{medians['weight'][key]:>10.3f}{ratios[key]:>8.3f}"
         )
-    # The maps' own work, timed by itself: far below what two runs of an update differ by.
-    extra = medians["weight"]["advantage"] - medians["scalar"]["advantage"]
-    share = extra / medians["scalar"]["update"]
-    without_ocr = sum(medians["scalar"][stage] for stage in STAGES if stage != "score")
-    print(f"\nmaps to token advantages: {1000 * extra:.1f} ms an epoch, {100 * share:.2f}% of the update")
-    print(f"an epoch without OCR: {without_ocr:.2f} s; reward maps add {extra / without_ocr:.2%}")
-    return {
-        **{"medians": medians, "ratios": ratios},
-        **{"map_share_of_update": share, "map_share_without_ocr": extra / without_ocr},
-    }
+    scalar, weight = medians["scalar"], medians["weight"]
+    pooling = pooling_seconds(*(int(weight[key]) for key in ("num_images", "batch_size", "resolution")))
+    cost = map_cost(scalar, weight, pooling)
+    milliseconds = [1000 * seconds for seconds in (pooling, cost["map_seconds"] - pooling)]
+    print("\nmaps to tokens {:.2f} ms an epoch, to advantages {:.2f} ms: ".format(*milliseconds), end="")
+    print("{map_share_of_update:.2%} of the update, {map_share_without_ocr:.2%} of an epoch without OCR".format(**cost))
+    return {"medians": medians, "ratios": ratios, "pooling_seconds": pooling, **cost}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
