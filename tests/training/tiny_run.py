@@ -3,6 +3,8 @@
 import json
 import os
 
+import torch
+
 from config.grpo import tiny_ocr_map
 from flow_grpo.training.tracking import read_metrics
 
@@ -48,3 +50,25 @@ def logged_tables(run_dir, name):
     """The tables that a run's offline wandb folders hold under a name, in the order in which they were logged."""
     paths = run_dir.glob(f"wandb/offline-run-*/files/media/table/{name}_*.table.json")
     return [json.loads(path.read_text()) for path in sorted(paths, key=lambda path: int(path.name.split("_")[1]))]
+
+
+def rollout_rows(run_dir):
+    """A run's metrics of its training epochs, without those of its evaluations alone."""
+    return [row for row in read_metrics(run_dir) if "rollout/reward_mean" in row]
+
+
+def state_of(checkpoint):
+    """Every tensor of a checkpoint by name: LoRA, optimizer, EMA, random states."""
+
+    def flatten(value, prefix):
+        if isinstance(value, dict):
+            for name, child in value.items():
+                yield from flatten(child, f"{prefix}/{name}")
+        elif isinstance(value, (list, tuple)):
+            for index, child in enumerate(value):
+                yield from flatten(child, f"{prefix}/{index}")
+        else:
+            yield prefix, value
+
+    files = {name: torch.load(checkpoint / name, weights_only=True) for name in ("state.pt", "rng.pt")}
+    return dict(flatten(files, ""))

@@ -1,0 +1,142 @@
+"""How whole runs on the tiny pipeline stop, by a signal or a scorer that fails, and go on."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tiny_run import rollout_rows, state_of, timeless_rows
+
+from flow_grpo.training.checkpoint import list_checkpoints
+
+
+def differences(one, other):
+    """The names under which two checkpoints differ in any bit."""
+    one, other = state_of(one), state_of(other)
+    assert one.keys() == other.keys() and len(one) > 100
+    return [
+        name
+        for name in one
+        if not (torch.equal(one[name], other[name]) if torch.is_tensor(one[name]) else one[name] == other[name])
+    ]
+
+
+def stop_at_score(trainer, number):
+    """A SIGTERM to this very process after the number-th batch is scored."""
+    submit, count = trainer.score_fn.submit, 0
+
+    def stopping(*arguments):
+        nonlocal count
+        count += 1
+        if count == number:
+            signal.raise_signal(signal.SIGTERM)
+        return submit(*arguments)
+
+    trainer.score_fn.submit = stopping
+
+
+# Scored in the tiny run: one evaluation batch, then two batches in epoch 0, two in epoch 1, an evaluation, ...
+@pytest.mark.parametrize(
+    "number, saved_at", [(4, 1), (5, 2), (6, 2)], ids=["mid-rollout", "last batch of an epoch", "evaluation"]
+)
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
+    finished_run, make_trainer, tmp_path, number, saved_at
+):
+    interrupted = make_trainer(tmp_path, keep_checkpoints=2)
+    stop_at_score(interrupted, number)
+    interrupted.train()
+    assert list_checkpoints(tmp_path)[-1].name == f"checkpoint-{saved_at:06d}"
+    torch.manual_seed(12345)  # a new process would not have the old one's random state either
+    make_trainer(tmp_path, keep_checkpoints=2, resume_from="latest").train()
+    assert timeless_rows(tmp_path) == timeless_rows(finished_run.run_dir)
+    final = "checkpoint-000003"
+    assert differences(tmp_path / final, finished_run.run_dir / final) == []
+
+
+def test_a_run_goes_on_from_a_named_checkpoint_into_a_folder_of_its_own(finished_run, make_trainer, tmp_path):
+    resume_from = str(finished_run.run_dir / "checkpoint-000002")
+    make_trainer(tmp_path, resume_from=resume_from, eval_every=0).train()
+    assert [row["epoch"] for row in rollout_rows(tmp_path)] == [2]
+    assert differences(tmp_path / "checkpoint-000003", finished_run.run_dir / "checkpoint-000003") == []
+
+
+def test_a_run_goes_on_in_batches_of_another_size_with_the_same_samples(finished_run, make_trainer, tmp_path):
+    """As on another number of processes: the epoch's samples, and so its rewards, stay what they were."""
+    resume_from = str(finished_run.run_dir / "checkpoint-000002")
+    make_trainer(tmp_path, resume_from=resume_from, batch_size=2, eval_every=0).train()
+    (row,) = rollout_rows(tmp_path)
+    expected = rollout_rows(finished_run.run_dir)[2]
+    # batches of two and of four round differently in the last bits
+    assert row["rollout/reward_mean"] == pytest.approx(expected["rollout/reward_mean"], abs=1e-5)
+    assert row["rollout/reward_std"] == pytest.approx(expected["rollout/reward_std"], abs=1e-5)
+
+
+def start(run_dir, environment, *flags):
+    command = [sys.executable, "train_sd3.py", "--config", "tests/training/tiny_run.py", f"--config.run_dir={run_dir}"]
+    return subprocess.Popen(
+        [*command, "--config.eval_every=0", "--config.save_every=1000", *flags],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_sigterm_to_a_real_run_saves_and_exits_cleanly_and_latest_goes_on(tmp_path, process_environment):
+    process = start(tmp_path, process_environment, "--config.num_epochs=500")
+    try:
+        deadline = time.monotonic() + 180
+        while not rollout_rows(tmp_path) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output[-3000:]
+    assert "SIGTERM: saving and stopping" in output
+    num_done = len(rollout_rows(tmp_path))
+    assert 1 <= num_done < 500
+    assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{num_done:06d}"]
+
+    goes_on = ["--config.resume_from=latest", f"--config.num_epochs={num_done + 1}"]
+    process = start(tmp_path, process_environment, *goes_on)
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output[-3000:]
+    assert [row["epoch"] for row in rollout_rows(tmp_path)] == list(range(num_done + 1))
+    assert list_checkpoints(tmp_path)[-1].name == f"checkpoint-{num_done + 1:06d}"
+
+
+def test_a_scorer_that_fails_in_an_evaluation_loses_nothing(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, eval_every=2, save_every=100)
+    submit, count = trainer.score_fn.submit, 0
+
+    def failing(*arguments):
+        nonlocal count
+        count += 1
+        if count == 6:  # an evaluation, two batches in each of two epochs, an evaluation
+            raise ConnectionError("the reward server has gone")
+        return submit(*arguments)
+
+    trainer.score_fn.submit = failing
+    with pytest.raises(ConnectionError):
+        trainer.train()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-000002"]
+
+
+def test_a_scorer_that_fails_ends_the_run_with_its_error_and_a_checkpoint(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, eval_every=0, save_every=100)
+    submit, count = trainer.score_fn.submit, 0
+
+    def failing(*arguments):
+        nonlocal count
+        count += 1
+        if count == 4:  # the second batch of the second epoch
+            raise ConnectionError("the reward server has gone")
+        return submit(*arguments)
+
+    trainer.score_fn.submit = failing
+    with pytest.raises(ConnectionError, match="the reward server has gone"):
+        trainer.train()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-000001"]
