@@ -1,12 +1,13 @@
 """Train a flow-matching model with reward maps.
 
-accelerate launch train_sd3.py --config config/grpo.py:tiny_ocr_map
+python train_sd3.py --config config/grpo.py:tiny_ocr_map
 accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map_sd3 --config.num_gpus=8 \\
     --config.resume_from=latest
 """
 
 from absl import app, flags
 from ml_collections import config_flags
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from config.validation import resolve
 from flow_grpo.training.distributed import Distributed
@@ -14,6 +15,7 @@ from flow_grpo.training.distributed import Distributed
 CONFIG = config_flags.DEFINE_config_file("config", help_string="config/grpo.py:NAME; fields by --config.FIELD=VALUE")
 
 
+@record  # so that the launcher's last words hold the error
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; fields are set by --config.FIELD=VALUE")

@@ -11,7 +11,7 @@ from config import base
 OCR_WORKERS = {"engine": "paddleocr", "num_workers": 2}
 
 
-def get_config(name: str) -> ml_collections.ConfigDict:
+def get_config(name: str = "") -> ml_collections.ConfigDict:
     runs = {
         run.__name__: run
         for run in (

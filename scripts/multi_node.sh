@@ -8,6 +8,11 @@
 # The run's folder must be one that all machines share. Further flags are the run's: --config.FIELD=VALUE
 set -euo pipefail
 cd "$(dirname "$0")/.."
+launch="scripts/accelerate/${KIND:-multi_node}.yaml"
+if [[ ! -f "$launch" ]]; then
+    echo "multi_node.sh: KIND=$KIND is none of ddp, fsdp2, deepspeed_zero2" >&2
+    exit 2
+fi
 
 gpus="${NUM_GPUS:-${SLURM_GPUS_ON_NODE:-8}}"
 NUM_NODES="${NUM_NODES:-${NNODES:-${SLURM_NNODES:-}}}"
@@ -23,7 +28,7 @@ for name in NUM_NODES NODE_RANK MASTER_ADDR; do
 done
 processes=$((NUM_NODES * gpus))
 
-exec accelerate launch --config_file "scripts/accelerate/${KIND:-multi_node}.yaml" \
+exec accelerate launch --config_file "$launch" \
     --num_machines "$NUM_NODES" --machine_rank "$NODE_RANK" --num_processes "$processes" \
     --main_process_ip "$MASTER_ADDR" --main_process_port "${MASTER_PORT:-29500}" \
     train_sd3.py --config config/grpo.py:"${RUN:-ocr_map_sd3}" --config.num_gpus="$processes" "$@"

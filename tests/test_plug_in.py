@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from flow_grpo.reward_map import pool_to_tokens
 from flow_grpo.scorers import make_scorer
+from flow_grpo.training.advantages import token_advantages
+from flow_grpo.training.objective import grpo_loss
+from flow_grpo.training.policies.lora_pipeline import patchify
+from flow_grpo.training.sde import log_prob_per_token
 from tests.clip_models import make_clip
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +93,38 @@ def test_maps_reach_the_fork_as_extras(scored, batch, model):
         torch.testing.assert_close(extras["reward_map"], expected.reward_map)
         assert extras["map_kind"] == kind and extras["map_valid"].tolist() == expected.map_valid.tolist()
         assert extras["valid"].all()
+
+
+def test_readmes_loss_by_token_is_the_forks_own_until_a_map_says_otherwise():
+    generator = torch.Generator().manual_seed(0)
+    following, mean, old_mean = torch.randn(3, 4, 16, 64, 64, generator=generator)
+    mean, advantages, std = old_mean + 1e-3 * mean, torch.tensor([1.0, -1.0, 0.5, -2.0]), torch.tensor(0.3)
+
+    def log_prob(mean):
+        return log_prob_per_token(patchify(following, 2), patchify(mean, 2), std)  # (B, 1024)
+
+    def loss(reward_map):
+        spread = token_advantages(
+            advantages,
+            pool_to_tokens(reward_map, (32, 32)),
+            "weight",
+            "reward",
+            map_valid=torch.ones(4, dtype=torch.bool),
+        )
+        return grpo_loss(log_prob(mean), log_prob(old_mean), spread, clip_range=1e-4, ratio="gspo_token")[0]
+
+    forks = torch.distributions.Normal(mean, std).log_prob(following).mean(dim=(1, 2, 3))
+    forks_old = torch.distributions.Normal(old_mean, std).log_prob(following).mean(dim=(1, 2, 3))
+    ratio = (forks - forks_old).exp()
+    expected = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - 1e-4, 1 + 1e-4)).mean()
+    # fp32 sums of 65,536 values in two orders
+    torch.testing.assert_close(loss(torch.full((4, 512, 512), 0.8)), expected, atol=1e-5, rtol=0)
+    mean.requires_grad_(True)
+    half = torch.full((4, 512, 512), 0.5)
+    half[:, :256] = 1.0
+    (gradient,) = torch.autograd.grad(loss(half), mean)
+    top, bottom = gradient[0].abs().sum(dim=(0, 2)).view(2, 32).sum(dim=1)  # of the image that is praised
+    assert top > 2 * bottom
 
 
 @pytest.mark.parametrize("order", ["fork first", "ours first"])

@@ -160,8 +160,9 @@ class Trainer:
         if epoch == config.num_epochs and config.eval_every:
             self._evaluate(epoch)
         self.tracker.finish()
-        if epoch < config.num_epochs and self.distributed.is_main:
-            print(f"saved {self.run_dir} at epoch {epoch}; go on with --config.resume_from=latest", flush=True)
+        if self.distributed.is_main:
+            go_on = "" if epoch == config.num_epochs else "; go on with --config.resume_from=latest"
+            print(f"saved {checkpoint.list_checkpoints(self.run_dir)[-1]}{go_on}", flush=True)
 
     def _resume(self) -> int:
         if self.resume_path is None:

@@ -67,3 +67,9 @@ def test_multi_node_says_what_it_is_not_told(environment):
         ["scripts/multi_node.sh"], env=environment | {"NUM_NODES": "2"}, capture_output=True, text=True
     )
     assert done.returncode == 2 and "NODE_RANK is missing" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["cpu.sh", "one_node.sh", "multi_node.sh"])
+def test_an_unknown_kind_is_refused_by_name(environment, script):
+    done = subprocess.run([f"scripts/{script}"], env=environment | {"KIND": "zero9"}, capture_output=True, text=True)
+    assert done.returncode == 2 and f"{script}: KIND=zero9 is none of ddp, fsdp2" in done.stderr

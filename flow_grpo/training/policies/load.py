@@ -1,5 +1,7 @@
 """From a configuration's names to a policy."""
 
+from pathlib import Path
+
 import torch
 
 from flow_grpo.training.policies.base import Policy
@@ -12,8 +14,10 @@ def load_policy(family: str, model: str, mixed_precision: str, lora: str | None 
 
     lora: a folder that `save_lora` wrote, merged into the weights; the policy's own adapter starts on top of it.
 
-    Raises ValueError for an unknown family.
+    Raises ValueError for an unknown family, and where there is no such folder.
     """
+    if lora is not None and not Path(lora).is_dir():
+        raise ValueError(f"lora={lora} is no folder; give a checkpoint's lora or lora_ema")
     pipeline_class, policy_class = _classes(family)
     pipeline = pipeline_class.from_pretrained(model, torch_dtype=WEIGHT_DTYPES[mixed_precision])
     if lora is not None:

@@ -373,3 +373,8 @@ def test_ratio_starts_at_exactly_one_in_half_precision_with_generated_code(make_
 def test_an_unknown_family_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="unknown policy 'sdxl'; known: sd3, flux"):
         load_policy("sdxl", "models/tiny-sd3", "no")
+
+
+def test_a_lora_that_is_no_folder_is_refused_before_anything_is_loaded(tmp_path):
+    with pytest.raises(ValueError, match="lora=.*nowhere is no folder; give a checkpoint's lora or lora_ema"):
+        load_policy("sd3", str(tmp_path / "no model either"), "no", lora=str(tmp_path / "nowhere"))
