@@ -65,9 +65,9 @@ def resolve(config: ml_collections.ConfigDict, num_processes: int) -> tuple[ml_c
     _check_values(config)
     if config.num_gpus != num_processes:
         raise ValueError(
-            f"num_gpus={config.num_gpus}, but this run was launched with {num_processes}; "
-            f"set --config.num_gpus={num_processes} or launch that many "
-            f"(NUM_GPUS={config.num_gpus} scripts/one_node.sh; without GPUs NUM_PROCESSES={config.num_gpus} scripts/cpu.sh)"
+            f"num_gpus={config.num_gpus}, but this run was launched with {num_processes} "
+            f"process{'es' * (num_processes > 1)}; set --config.num_gpus={num_processes} or launch that many "
+            f"(accelerate launch --num_processes {config.num_gpus}, as scripts/one_node.sh and cpu.sh do)"
         )
     config.run_dir = config.run_dir or f"runs/{config.name}"
     config.train.num_steps = config.train.num_steps or config.sample.sde_window_size or config.sample.num_steps - 1

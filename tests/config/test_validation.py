@@ -178,7 +178,7 @@ def test_a_geometry_either_divides_or_comes_with_a_suggestion_that_does(num_gpus
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--config.num_gpus=3"], ["num_gpus=3", "1 processes", "--config.num_gpus=1"]),
+        (["--config.num_gpus=3"], ["num_gpus=3", "with 1 process;", "--config.num_gpus=1"]),
         (["--config.learning_rate=1"], ["learning_rate"]),
         (["--config.advantage.mode=best"], ["advantage.mode='best'", "scalar, weight, residual"]),
     ],
