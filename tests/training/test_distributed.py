@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from launching import by_two_processes, run
 
 from flow_grpo.training.checkpoint import list_checkpoints
 from flow_grpo.training.distributed import Distributed
@@ -21,18 +22,6 @@ KINDS = {
     "fsdp2": ("FSDPSD3Transformer2DModel", "DTensor"),
     "deepspeed_zero2": ("DeepSpeedEngine", "Parameter"),
 }
-
-
-def by_two_processes(kind):
-    """The launcher's command line; with the environment's ACCELERATE_USE_CPU the GPUs of the file are not looked for."""
-    launch = ["-m", "accelerate.commands.launch", "--config_file", f"scripts/accelerate/{kind}.yaml"]
-    return [*launch, "--num_processes=2", "--main_process_port=0"]
-
-
-def run(command, environment):
-    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done
 
 
 def watch(launcher, folder, num_processes, batch_size, environment):

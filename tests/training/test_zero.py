@@ -1,29 +1,22 @@
 """DeepSpeed's ZeRO-2 as `KIND=deepspeed_zero2 scripts/one_node.sh` launches it, by two real processes on the CPU."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from launching import by_two_processes, run
 
 from flow_grpo.training.zero import LossScale
 
 HERE = Path(__file__).parent
-LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", "scripts/accelerate/deepspeed_zero2.yaml"]
-
-
-def launch(environment, *command):
-    command = [sys.executable, *LAUNCH, "--num_processes=2", "--main_process_port=0", *map(str, command)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def train(environment, run_dir, *flags):
     flags = ["--config.num_gpus=2", "--config.batch_size=2", f"--config.run_dir={run_dir}", *flags]
-    launch(environment, "train_sd3.py", "--config", HERE / "tiny_run.py", *flags)
+    command = ["train_sd3.py", "--config", str(HERE / "tiny_run.py"), *flags]
+    run([*by_two_processes("deepspeed_zero2"), *command], environment)
 
 
 def state_after(run_dir, epoch):

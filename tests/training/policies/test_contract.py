@@ -37,21 +37,17 @@ def last_latents(policy, prompts, start):
     return sample
 
 
-def trained_parameters(policy):
-    return policy.trainable_parameters()
-
-
 def gradients(policy, prompts):
     """Of every trained parameter, by a loss that weighs all of the velocity."""
     predicted = policy.velocity(some_latents(policy), SIGMA, policy.encode_prompts(prompts))
-    return torch.autograd.grad(predicted.square().sum(), trained_parameters(policy))
+    return torch.autograd.grad(predicted.square().sum(), policy.trainable_parameters())
 
 
 def randomise_adapter(policy, seed=0):
     """Give the adapter weights that change the velocity; a fresh one is the identity."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in trained_parameters(policy):
+        for parameter in policy.trainable_parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
@@ -285,7 +281,7 @@ def test_saving_lora_takes_the_present_weights(adapted, tmp_path):
     adapted.save_lora(tmp_path, adapted.lora_state())
     saved = load_file(tmp_path / "pytorch_lora_weights.safetensors")
     state = adapted.lora_state()
-    assert len(saved) == len(state) == len(trained_parameters(adapted))
+    assert len(saved) == len(state) == len(adapted.trainable_parameters())
     assert all(torch.equal(saved[f"transformer.{name}"], tensor) for name, tensor in state.items())
 
 

@@ -1,0 +1,17 @@
+"""Runs of two real processes on this machine, as `accelerate launch` starts them by scripts/accelerate/KIND.yaml."""
+
+import subprocess
+import sys
+
+
+def by_two_processes(kind):
+    """The launcher's command line; with the environment's ACCELERATE_USE_CPU the GPUs of the file are not looked for."""
+    launch = ["-m", "accelerate.commands.launch", "--config_file", f"scripts/accelerate/{kind}.yaml"]
+    return [*launch, "--num_processes=2", "--main_process_port=0"]
+
+
+def run(command, environment):
+    """What a Python with this command line printed; an error shows the end of it."""
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
