@@ -19,7 +19,7 @@ test: $(INSTALLED)  ## lint, then every test
 	$(RUN) -m pytest
 
 test-paddleocr2: $(VENV2)/.installed  ## the OCR engines' tests under PaddleOCR 2.10, in an environment of its own
-	$(RUN2) -m pytest tests/test_ocr_engine.py tests/test_paddle_ocr.py tests/test_ocr_drawn_text.py
+	$(RUN2) -m pytest tests/text_maps/test_engine.py tests/text_maps/test_paddle.py tests/text_maps/test_drawn_text.py
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .

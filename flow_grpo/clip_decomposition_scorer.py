@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flow_grpo.clip_map_scorer import ClipMapScorer, spread
-from flow_grpo.clip_model import DEFAULT_MODEL, LOGIT_DIVISOR, load_clip
-from flow_grpo.clip_trace import Request, Trace
+from .clip.load import DEFAULT_MODEL, load_clip
+from .clip.map_scorer import ClipMapScorer, spread
+from .clip.model import LOGIT_DIVISOR
+from .clip.trace import Request, Trace
 
 
 class ClipDecompositionScorer(ClipMapScorer):

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flow_grpo.clip_map_scorer import ClipMapScorer, without_gaps
-from flow_grpo.clip_model import DEFAULT_MODEL, LOGIT_DIVISOR, load_clip
-from flow_grpo.clip_trace import Request, Trace
-from flow_grpo.reward_map import gaussian_blur, normalise
+from .clip.load import DEFAULT_MODEL, load_clip
+from .clip.map_scorer import ClipMapScorer, without_gaps
+from .clip.model import LOGIT_DIVISOR
+from .clip.trace import Request, Trace
+from .reward_map import gaussian_blur, normalise
 
 
 class ClipGradientScorer(ClipMapScorer):

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flow_grpo.clip_map_scorer import score_together
-from flow_grpo.clip_model import DEFAULT_MODEL, LOGIT_DIVISOR, check_divisor, finite_rewards, load_clip
-from flow_grpo.clip_trace import Request, Trace
-from flow_grpo.score import Score
+from .clip.load import DEFAULT_MODEL, load_clip
+from .clip.map_scorer import score_together
+from .clip.model import LOGIT_DIVISOR, check_divisor, finite_rewards
+from .clip.trace import Request, Trace
+from .score import Score
 
 
 class ClipScorer:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flow_grpo.score import Score, check_images, to_uint8
+from .score import Score, check_images, to_uint8
 
 QUALITY = 95
 # A reward of -1 is a file of 500 kB (1 kB is 1000 bytes), as in DDPO and Flow-GRPO.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from flow_grpo.score import MapKind
+from .score import MapKind
 
 # The colours of 0, 0.5 and 1. A reward map parts at its neutral 0.5: blue is bad, white neutral, red good. An importance
 # map has no middle: from dark to light.

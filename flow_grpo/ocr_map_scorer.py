@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flow_grpo.box_map import Strips, blend_boxes, text_area
-from flow_grpo.character_strips import character_strips
-from flow_grpo.line_match import LineMatch, match_lines
-from flow_grpo.ocr_engine import OcrEngine, TextLine
-from flow_grpo.ocr_reader import make_reader
-from flow_grpo.score import Score, check_images
-from flow_grpo.text_match import Normalisation, batch_targets, normalise
+from .score import Score, check_images
+from .text_maps.box_map import Strips, blend_boxes, text_area
+from .text_maps.character_strips import character_strips
+from .text_maps.engine import OcrEngine, TextLine
+from .text_maps.line_match import LineMatch, match_lines
+from .text_maps.reader import make_reader
+from .text_maps.targets import Normalisation, batch_targets, normalise
 
 
 class OcrMapScorer:

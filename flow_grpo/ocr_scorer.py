@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flow_grpo.ocr_engine import OcrEngine, TextLine
-from flow_grpo.ocr_reader import make_reader
-from flow_grpo.score import Score, check_images
-from flow_grpo.text_match import Normalisation, batch_targets, edit_distance, normalise
+from .score import Score, check_images
+from .text_maps.engine import OcrEngine, TextLine
+from .text_maps.reader import make_reader
+from .text_maps.targets import Normalisation, batch_targets, edit_distance, normalise
 
 
 def text_accuracy(text: str, target: str) -> float:

@@ -2,7 +2,7 @@
 
 import torch
 
-from flow_grpo.clip_scorer import ClipScorer
+from .clip_scorer import ClipScorer
 
 PICKSCORE = "yuvalkirstain/PickScore_v1"
 # The model is published without a tokenizer; this is the one that it was trained with.

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from flow_grpo.reward_wire import bearer_token, decode_score, encode_batch
-from flow_grpo.score import Score, check_images, to_uint8
+from .remote.wire import bearer_token, decode_score, encode_batch
+from .score import Score, check_images, to_uint8
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flow_grpo.clip_map_scorer import score_together
-from flow_grpo.score import Score, Scorer
-from flow_grpo.scorers import make_scorer, score_extras
+from .clip.map_scorer import score_together
+from .score import Score, Scorer
+from .scorers import make_scorer, score_extras
 
 Rewards = tuple[dict[str, Tensor], dict[str, Any]]
 

@@ -8,19 +8,19 @@ from typing import Any
 
 from torch import Tensor
 
-from flow_grpo.score import Score, Scorer
+from .score import Score, Scorer
 
 # A name stands for "package.module:factory", imported when asked for: a scorer's dependencies are needed by its users only.
 _SCORERS = {
-    "clipscore": "flow_grpo.clip_scorer:ClipScorer",
-    "clip_gradient": "flow_grpo.clip_gradient_scorer:ClipGradientScorer",
-    "clip_gradcam": "flow_grpo.clip_gradcam_scorer:ClipGradcamScorer",
-    "clip_attention": "flow_grpo.clip_attention_scorer:ClipAttentionScorer",
-    "clip_decomposition": "flow_grpo.clip_decomposition_scorer:ClipDecompositionScorer",
-    "jpeg_compressibility": "flow_grpo.jpeg_scorer:JpegScorer",
-    "ocr": "flow_grpo.ocr_scorer:OcrScorer",
-    "ocr_map": "flow_grpo.ocr_map_scorer:OcrMapScorer",
-    "pickscore": "flow_grpo.pick_scorer:PickScorer",
+    "clipscore": ".clip_scorer:ClipScorer",
+    "clip_gradient": ".clip_gradient_scorer:ClipGradientScorer",
+    "clip_gradcam": ".clip_gradcam_scorer:ClipGradcamScorer",
+    "clip_attention": ".clip_attention_scorer:ClipAttentionScorer",
+    "clip_decomposition": ".clip_decomposition_scorer:ClipDecompositionScorer",
+    "jpeg_compressibility": ".jpeg_scorer:JpegScorer",
+    "ocr": ".ocr_scorer:OcrScorer",
+    "ocr_map": ".ocr_map_scorer:OcrMapScorer",
+    "pickscore": ".pick_scorer:PickScorer",
 }
 
 RewardFn = Callable[[Tensor, Sequence[str], Sequence[Mapping[str, Any]] | None], tuple[Tensor, dict[str, Any]]]
@@ -73,13 +73,13 @@ def score_extras(score: Score) -> dict[str, Any]:
 
 def _factory(name: str) -> Callable[..., Scorer]:
     if name.startswith("remote:"):
-        return partial(_factory("flow_grpo.remote_scorer:RemoteScorer"), name.removeprefix("remote:"))
+        return partial(_factory(".remote_scorer:RemoteScorer"), name.removeprefix("remote:"))
     path = _SCORERS.get(name, name)
     module_name, _, factory_name = path.partition(":")
     if not module_name or not factory_name:
         known = ", ".join(sorted(_SCORERS))
         raise ValueError(f'unknown scorer {name!r}; known: {known}, or give "package.module:factory" or "remote:URL"')
-    module = importlib.import_module(module_name)
+    module = importlib.import_module(module_name, __package__)
     if not hasattr(module, factory_name):
         raise ValueError(f"scorer {name!r}: module {module_name} has no {factory_name}")
     return getattr(module, factory_name)

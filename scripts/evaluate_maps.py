@@ -17,6 +17,7 @@ Deletion and insertion do not ask which shape was meant: never choose a map by t
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,10 +26,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from flow_grpo.clip_model import ClipModel, load_clip
-from flow_grpo.reward_map import gaussian_blur
-from flow_grpo.scorers import make_scorer
-from flow_grpo.signs_world import HELD_OUT, make_pair
+sys.path.insert(0, str(Path(__file__).parents[1]))  # scripts/ is not installed: it belongs to the checkout
+
+from flow_grpo.clip.load import load_clip  # noqa: E402
+from flow_grpo.clip.model import ClipModel  # noqa: E402
+from flow_grpo.reward_map import gaussian_blur  # noqa: E402
+from flow_grpo.scorers import make_scorer  # noqa: E402
+from scripts.pretrain.signs_world import HELD_OUT, make_pair  # noqa: E402
 
 BATCH_SIZE = 100
 METRICS = ("pointing", "energy", "auroc", "selection", "deletion", "insertion")

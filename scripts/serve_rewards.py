@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the checkout, where the package is not installed
 
-from flow_grpo.reward_server import Limits, RewardServer  # noqa: E402
-from flow_grpo.reward_wire import DEFAULT_TOKEN_ENV, bearer_token  # noqa: E402
+from flow_grpo.remote.server import Limits, RewardServer  # noqa: E402
+from flow_grpo.remote.wire import DEFAULT_TOKEN_ENV, bearer_token  # noqa: E402
 from flow_grpo.scorers import make_scorer  # noqa: E402
 
 

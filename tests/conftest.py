@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from flow_grpo.ocr_engine import make_engine
+from flow_grpo.text_maps.engine import make_engine
 
 
 @pytest.fixture(scope="session")

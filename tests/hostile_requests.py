@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from flow_grpo.reward_wire import MAX_HEADER_BYTES, encode_batch, pack
+from flow_grpo.remote.wire import MAX_HEADER_BYTES, encode_batch, pack
 
 TOKEN = "a-token-for-tests"
 IMAGES = np.arange(4 * 64 * 64 * 3, dtype=np.uint8).reshape(4, 64, 64, 3)

@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from flow_grpo.ocr_engine import TextLine
+from flow_grpo.text_maps.engine import TextLine
 
 QUAD = [[0, 0], [10, 0], [10, 5], [0, 5]]
 

@@ -7,7 +7,7 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
-from flow_grpo.reward_server import Limits, RewardServer
+from flow_grpo.remote.server import Limits, RewardServer
 
 ROOT = Path(__file__).parents[1]
 

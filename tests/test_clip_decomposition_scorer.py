@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from flow_grpo.clip.load import load_clip
 from flow_grpo.clip_decomposition_scorer import ClipDecompositionScorer
-from flow_grpo.clip_model import load_clip
 from tests.clip_models import make_clip
 
 PROMPTS = ["red cat", "a dog", ""]

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torchcam.methods import GradCAM
 
+from flow_grpo.clip.load import load_clip
 from flow_grpo.clip_gradcam_scorer import ClipGradcamScorer, gradcam
-from flow_grpo.clip_model import load_clip
 from tests.clip_models import make_clip, scores_of
 
 PROMPTS = ["red cat", "a dog", "blue", ""]

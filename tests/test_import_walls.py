@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "flow_grpo"
-FLOOR = sorted(PACKAGE.glob("*.py"))
 TRAINING = sorted((PACKAGE / "training").rglob("*.py"))
+FLOOR = sorted(set(PACKAGE.rglob("*.py")) - set(TRAINING))
 
 TRAINERS_LIBRARIES = {"diffusers", "accelerate", "peft", "wandb", "ml_collections"}
 # Needed by one scorer or another, so imported where its model is built.
@@ -116,7 +116,7 @@ def test_scorers_floor_imports_with_torch_and_numpy_alone():
     # None in sys.modules makes an import of that name fail
     missing = sorted(TRAINERS_LIBRARIES | MODEL_LIBRARIES)
     code = f"import sys; sys.modules.update(dict.fromkeys({missing!r}))\n"
-    code += "\n".join(f"import flow_grpo.{path.stem}" for path in FLOOR)
+    code += "\n".join(f"import {'.'.join(path.relative_to(ROOT).with_suffix('').parts)}" for path in FLOOR)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from flow_grpo.ocr_engine import Character, TextLine
 from flow_grpo.ocr_map_scorer import OcrMapScorer
 from flow_grpo.reward_map import pool_to_tokens
+from flow_grpo.text_maps.engine import Character, TextLine
 
 PROMPT = 'a sign that says "HUT"'
 NEUTRAL = 0.5

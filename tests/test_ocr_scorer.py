@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flow_grpo.ocr_engine import TextLine
 from flow_grpo.ocr_scorer import OcrScorer, text_accuracy
+from flow_grpo.text_maps.engine import TextLine
 
 PROMPT = 'a sign that says "Big Hut"'
 QUAD = [[0, 0], [8, 0], [8, 4], [0, 4]]

@@ -11,8 +11,8 @@ import torch
 from config.grpo import get_config
 from config.validation import resolve
 from flow_grpo import remote_scorer
+from flow_grpo.remote.wire import encode_score
 from flow_grpo.remote_scorer import RemoteScorer
-from flow_grpo.reward_wire import encode_score
 from flow_grpo.rewards import multi_score
 from flow_grpo.score import Score
 from flow_grpo.scorers import make_scorer

@@ -4,11 +4,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flow_grpo.clip_model import ClipModel, load_clip
-from flow_grpo.ocr_engine import TextLine
+from flow_grpo.clip.load import load_clip
+from flow_grpo.clip.model import ClipModel
 from flow_grpo.rewards import multi_score
 from flow_grpo.score import Score
 from flow_grpo.scorers import make_scorer
+from flow_grpo.text_maps.engine import TextLine
 from tests.clip_models import make_clip
 
 IMAGES = torch.rand(2, 3, 16, 16)

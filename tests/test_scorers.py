@@ -4,9 +4,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flow_grpo.ocr_engine import TextLine
 from flow_grpo.score import Score
 from flow_grpo.scorers import as_reward_fn, make_scorer
+from flow_grpo.text_maps.engine import TextLine
 
 IMAGES = torch.rand(2, 3, 16, 16)
 PROMPTS = ['a sign that says "HUT"', 'a sign that says "HAT"']

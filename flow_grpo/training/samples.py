@@ -12,7 +12,7 @@ from flow_grpo import map_overlay
 from flow_grpo.reward_map import resize
 from flow_grpo.rewards import MultiScore, Rewards
 from flow_grpo.score import to_uint8
-from flow_grpo.text_match import quoted_targets
+from flow_grpo.text_maps.targets import quoted_targets
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from evaluate_maps import (
     selection,
 )
 
-from flow_grpo.clip_model import load_clip
+from flow_grpo.clip.load import load_clip
 
 PLAIN = ("clip_attention:plain", "clip_attention:plain-rollout")  # the image tower alone, the prompt unread
 

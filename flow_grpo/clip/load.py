@@ -1,0 +1,78 @@
+"""Load a CLIP model, or take one as it is: one per model, device and dtype in a process."""
+
+import threading
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+
+from . import from_open_clip, from_transformers
+from .model import ClipModel, outside_inference
+from .parts import ClipParts
+
+DEFAULT_MODEL = "openai/clip-vit-large-patch14"
+
+_LOADING = threading.Lock()
+# Weak: a model goes when its last scorer goes.
+_LOADED: WeakValueDictionary[tuple, ClipModel] = WeakValueDictionary()
+
+
+def load_clip(
+    model: Any = DEFAULT_MODEL, tokenizer: Any = None, device: str = "cpu", dtype: str | torch.dtype | None = None
+) -> ClipModel:
+    """A CLIP model, loaded or taken as it is.
+
+    model: a hub id or local folder of transformers; "open_clip:ARCHITECTURE/PRETRAINED" such as "open_clip:RN50/openai";
+        a loaded model of either library, alone with `tokenizer` or as a pair (model, tokenizer); or a ClipModel.
+    dtype: "float32", "float16" or "bfloat16" (or torch's) of the towers; None means float32, or for a loaded model its own.
+        Heads, scores and maps are fp32 in any case.
+    One model, device and dtype is loaded, or taken apart, once per process and shared. A loaded model is moved to the device
+    and set to evaluation in place.
+    Raises ImportError where a library is missing, ValueError for a model that is no CLIP.
+    """
+    if isinstance(model, ClipModel):
+        if tokenizer is not None or dtype is not None:
+            raise ValueError("a ClipModel has its tokenizer and dtype already; leave both out")
+        return model
+    if isinstance(model, tuple):
+        model, tokenizer = model
+    if isinstance(model, str) and tokenizer is not None:
+        raise ValueError(f"model {model!r} comes with its own tokenizer; leave it out, or give a loaded model with it")
+    device, dtype = torch.device(device), _floating(dtype) or (torch.float32 if isinstance(model, str) else None)
+    # a loaded model cannot go, and its id to another, while the ClipModel under that key holds it
+    key = (model if isinstance(model, str) else (id(model), id(tokenizer)), str(device), dtype)
+    with _LOADING, outside_inference():
+        clip = _LOADED.get(key)
+        if clip is None:
+            parts = _load(model, device, dtype) if isinstance(model, str) else _take(model, tokenizer, device, dtype)
+            clip = _LOADED[key] = ClipModel(parts)
+        return clip
+
+
+def _load(name: str, device: torch.device, dtype: torch.dtype) -> ClipParts:
+    if name.startswith("open_clip:"):
+        return from_open_clip.load(name.removeprefix("open_clip:"), device, dtype)
+    return from_transformers.load(name, device, dtype)
+
+
+def _take(model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype | None) -> ClipParts:
+    if hasattr(model, "vision_model") and hasattr(model, "visual_projection"):
+        library = from_transformers
+    elif hasattr(model, "visual"):
+        library = from_open_clip
+    else:
+        raise ValueError(
+            f"model must be a hub id, a folder, or a loaded CLIP of transformers or open_clip, got {type(model).__name__}"
+        )
+    if tokenizer is None:
+        raise ValueError("a loaded model needs its tokenizer: give model=(model, tokenizer)")
+    return library.take_apart(model.to(device=device, dtype=dtype).eval(), tokenizer, device)
+
+
+def _floating(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    known = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.float16, torch.bfloat16)}
+    if dtype is None or dtype in known.values():
+        return dtype
+    if dtype not in known:
+        raise ValueError(f"dtype must be one of {', '.join(known)}, got {dtype!r}")
+    return known[dtype]

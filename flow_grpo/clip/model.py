@@ -1,0 +1,145 @@
+"""A CLIP model as our scorers use it: prompts embedded once, one pass for several maps."""
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .parts import ClipParts, Tower
+from .preprocess import ClipPreprocess
+from .trace import Contributions, Differentiated, Request, Trace
+
+# Flow-GRPO's: a reward is the logit (100 times the cosine for OpenAI's models) over this. 100 gives their plain cosine.
+LOGIT_DIVISOR = 30.0
+NUM_CACHED_PROMPTS = 4096
+
+# In fp16 the gradient of a score by an activation may lie under the smallest number: multiplied before, divided after.
+_FP16_GRADIENT_SCALE = 2.0**8
+
+
+class ClipModel:
+    """Scores and traces batches of one prompt per image. Safe in threads; weights must not change while it is in use."""
+
+    def __init__(self, parts: ClipParts):
+        self._parts = parts
+        self._lock = threading.Lock()
+        self._texts: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
+
+    @property
+    def tower(self) -> Tower:
+        return self._parts.tower
+
+    @property
+    def preprocess(self) -> ClipPreprocess:
+        return self._parts.preprocess
+
+    @property
+    def logit_scale(self) -> float:
+        return self._parts.logit_scale
+
+    def embed_texts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Unit embeddings (B, E) fp32 and truncated (B,) bool, both on the model's device; each prompt is embedded once."""
+        # one thread at a time: tokenizers of the tokenizers library raise when two threads set their truncation
+        with self._lock, outside_inference(), torch.no_grad():
+            found = {prompt: self._texts[prompt] for prompt in prompts if prompt in self._texts}
+            missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
+            if missing:
+                embeds, truncated = self._parts.embed_texts(missing)
+                found |= zip(missing, zip(F.normalize(embeds.float(), dim=1), truncated.to(embeds.device)))
+            for prompt in found:  # the most recently used last
+                self._texts[prompt] = found[prompt]
+                self._texts.move_to_end(prompt)
+            while len(self._texts) > NUM_CACHED_PROMPTS:
+                self._texts.popitem(last=False)
+        embeds, truncated = zip(*(found[prompt] for prompt in prompts))
+        return torch.stack(embeds), torch.stack(truncated)
+
+    def trace(self, images: Tensor, prompts: Sequence[str], request: Request = Request()) -> Trace:  # noqa: B008 frozen
+        """One pass: images (B, 3, H, W), float in [0, 1], any device, with their prompts.
+
+        Works under an outer no_grad, inference_mode or autocast, and leaves no .grad, hook or graph behind. Samples are
+        independent, so the gradient of the batch's sum is each image's own. Raises ValueError as the tower's check.
+        """
+        self.tower.check(request)
+        device = self._parts.device
+        with outside_inference(), torch.autocast(device.type, enabled=False):
+            texts, truncated = self.embed_texts(prompts)
+            images = images.detach().to(device, torch.float32)
+            images = images.clone() if images.is_inference() else images
+            with torch.set_grad_enabled(request.pixels):
+                pixels = self.preprocess(images.requires_grad_(request.pixels))
+            record = self.tower.run(pixels, texts, request)
+            with torch.set_grad_enabled(record.embeds.requires_grad):
+                norms = record.embeds.norm(dim=1)
+                logits = self.logit_scale * (record.embeds * texts).sum(dim=1) / norms  # (B,)
+            return self._traced(images, logits, norms.detach(), truncated, record, request)
+
+    def _traced(self, images, logits, norms, truncated, record, request) -> Trace:
+        watched = [*record.features.values(), *record.attention.values(), *([images] if request.pixels else [])]
+        gradients = iter(self._gradients(logits, watched))
+        to_grid = self.tower.to_grid
+        features = {
+            block: Differentiated(to_grid(value.detach()), to_grid(next(gradients)))
+            for block, value in record.features.items()
+        }
+        attention = {
+            block: Differentiated(value.detach(), next(gradients)) for block, value in record.attention.items()
+        }
+        size, preprocess = tuple(images.shape[2:]), self.preprocess
+        return Trace(
+            logits=logits.detach(),
+            truncated=truncated,
+            grid=self.tower.grid,
+            size=size,
+            window=preprocess.window(size),
+            to_window=lambda cells: preprocess.to_window(cells, size),
+            pixels=Differentiated(images.detach(), next(gradients)) if request.pixels else None,
+            features=features,
+            attention=attention,
+            mean_attention=record.mean_attention,
+            contributions=_scaled(record.contributions, self.logit_scale / norms),
+        )
+
+    def _gradients(self, logits: Tensor, watched: list[Tensor]) -> list[Tensor]:
+        """The gradient of each image's logit by each of the tensors, fp32."""
+        if not watched:
+            return []
+        scale = _FP16_GRADIENT_SCALE if self.tower.dtype == torch.float16 else 1.0
+        with torch.enable_grad():
+            total = logits.sum() * scale
+        return [gradient.float() / scale for gradient in torch.autograd.grad(total, watched)]
+
+
+def check_divisor(logit_divisor: float) -> None:
+    if not 0 < logit_divisor < math.inf:
+        raise ValueError(f"logit_divisor must be positive, got {logit_divisor}; 30 is Flow-GRPO's, 1 gives logits")
+
+
+def finite_rewards(rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """Rewards (B,) with the mean of the finite ones in the place of the others, and valid (B,).
+
+    Raises RuntimeError where none is finite.
+    """
+    valid = rewards.isfinite()
+    if not valid.any():
+        raise RuntimeError("no image of the batch has a finite CLIP score; load the model in bfloat16 or float32")
+    return torch.where(valid, rewards, rewards[valid].mean()), valid
+
+
+def _scaled(contributions: Contributions | None, scale: Tensor) -> Contributions | None:
+    if contributions is None:
+        return None
+    return Contributions(
+        tokens=contributions.tokens * scale[:, None, None],
+        mlps=contributions.mlps * scale[:, None],
+        constant=contributions.constant * scale,
+    )
+
+
+def outside_inference():
+    # tensors made under inference_mode cannot enter a graph later
+    return torch.inference_mode(False)

@@ -1,0 +1,123 @@
+"""Boxes -> map: quads filled, softened, and laid over a background, each with what its text is worth."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..reward_map import blur_radius, gaussian_blur
+
+# Sigmas, in cells, from which a blur works on cells of several pixels: errors stay under 1% of a mask's height.
+_COARSE_SIGMA = 8
+
+
+class Strips(NamedTuple):
+    """A box's reward along its line: rewards[i] from ends[i - 1] to ends[i].
+
+    ends: ascending to 1, shares of the way from the quad's left edge (corners 0 and 3) to its right edge (corners 1 and 2).
+    """
+
+    ends: tuple[float, ...]
+    rewards: tuple[float, ...]
+
+
+def blend_boxes(
+    quads: Sequence[np.ndarray],
+    rewards: Iterable[float | Strips],
+    size: tuple[int, int],
+    reward_bg: float,
+    mask_sigma: float,
+) -> Tensor:
+    """Lay L boxes with their rewards on a neutral background: reward_bg + mask * (reward_box - reward_bg).
+
+    A box's mask is its filled quad under a Gaussian of sigma = mask_sigma * height of the box, and so are the borders
+    between its strips. Where several boxes overlap, reward_box is the mean of their rewards weighted by their masks, and
+    mask the largest of them: the same box twice changes nothing, and no value leaves the range of the rewards and the
+    background. Returns (H, W) fp32 for size = (H, W).
+    """
+    mask = torch.zeros(size)
+    weight = torch.zeros(size)
+    weighted_reward = torch.zeros(size)
+    bounds = [reward_bg]
+    for quad, reward in zip(quads, rewards, strict=True):
+        bounds += reward.rewards if isinstance(reward, Strips) else [float(reward)]
+        sigma = min(mask_sigma * line_height(quad), max(size))  # more would not show
+        rows, cols = _window(quad, size, margin=blur_radius(sigma))
+        if rows.start >= rows.stop or cols.start >= cols.stop:
+            continue  # outside the image
+        box_mask = _soften(fill_quad(quad, rows, cols), sigma)
+        if isinstance(reward, Strips):
+            reward = _soften(_strip_rewards(quad, reward, rows, cols), sigma)
+        mask[rows, cols] = torch.maximum(mask[rows, cols], box_mask)
+        weight[rows, cols] += box_mask
+        weighted_reward[rows, cols] += box_mask * reward
+    reward_box = weighted_reward / weight.clamp_min(torch.finfo(torch.float32).tiny)
+    # clamp: fp32 rounding of the blend may pass its bounds by an ulp
+    low, high = (bound.item() for bound in torch.tensor(bounds).aminmax())
+    return (reward_bg + mask * (reward_box - reward_bg)).clamp(low, high)
+
+
+def fill_quad(quad: np.ndarray, rows: slice, cols: slice) -> Tensor:
+    """1 where a pixel's centre lies in the quad (even-odd rule, any orientation), 0 elsewhere.
+
+    quad: (4, 2) corners (x, y) in pixels. rows, cols: the window of the image to fill. Returns (num_rows, num_cols) fp32.
+    """
+    y, x = _centres(rows, cols)
+    inside = torch.zeros(len(y), x.shape[1], dtype=torch.bool)
+    for (x0, y0), (x1, y1) in zip(quad.tolist(), np.roll(quad, -1, axis=0).tolist(), strict=True):
+        if y0 != y1:
+            inside ^= ((y0 > y) != (y1 > y)) & (x < x0 + (y - y0) * (x1 - x0) / (y1 - y0))
+    return inside.float()
+
+
+def text_area(quads: Sequence[np.ndarray], size: tuple[int, int]) -> float:
+    """The share of an image's pixels that lie in any of the quads, in [0, 1]."""
+    covered = torch.zeros(size)
+    for quad in quads:
+        rows, cols = _window(quad, size, margin=0)
+        covered[rows, cols] = torch.maximum(covered[rows, cols], fill_quad(quad, rows, cols))
+    return covered.mean().item()
+
+
+def line_height(quad: np.ndarray) -> float:
+    """The mean length, in pixels, of the two edges across the line."""
+    return float(np.linalg.norm(quad[0] - quad[3]) + np.linalg.norm(quad[1] - quad[2])) / 2
+
+
+def _strip_rewards(quad: np.ndarray, strips: Strips, rows: slice, cols: slice) -> Tensor:
+    """The reward of the strip that each pixel of the window lies in, or next to."""
+    y, x = _centres(rows, cols)
+    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = quad.tolist()
+    # distances from the left and the right edge, negative outside; where the two meet there is no share of the way
+    left = ((x - x0) * (y3 - y0) - (y - y0) * (x3 - x0)) / max(np.hypot(x3 - x0, y3 - y0), 1e-6)
+    right = ((x1 - x) * (y2 - y1) - (y1 - y) * (x2 - x1)) / max(np.hypot(x2 - x1, y2 - y1), 1e-6)
+    along = (left / (left + right)).nan_to_num(0)  # (num_rows, num_cols)
+    strip = torch.bucketize(along, torch.tensor(strips.ends[:-1]))
+    return torch.tensor(strips.rewards)[strip]
+
+
+def _soften(values: Tensor, sigma: float) -> Tensor:
+    """Blur (H, W) with a Gaussian of sigma pixels; a wide one on cells of several pixels, where it costs no more."""
+    step = int(sigma // _COARSE_SIGMA)
+    if step < 2:
+        return gaussian_blur(values[None], sigma)[0]
+    height, width = values.shape
+    padded = F.pad(values[None], (0, -width % step, 0, -height % step), mode="replicate")
+    cells = gaussian_blur(F.avg_pool2d(padded, step), sigma / step)
+    return F.interpolate(cells[None], scale_factor=step, mode="bilinear")[0, 0, :height, :width]
+
+
+def _centres(rows: slice, cols: slice) -> tuple[Tensor, Tensor]:
+    """y (num_rows, 1) and x (1, num_cols) of the pixels' centres."""
+    return torch.arange(rows.start, rows.stop)[:, None] + 0.5, torch.arange(cols.start, cols.stop)[None, :] + 0.5
+
+
+def _window(quad: np.ndarray, size: tuple[int, int], margin: int) -> tuple[slice, slice]:
+    """Rows and columns of the image that a quad and `margin` pixels around it can touch; empty where outside."""
+    height, width = size
+    left, top = np.clip(np.floor(quad.min(axis=0)) - margin, 0, (width, height)).astype(int).tolist()
+    right, bottom = np.clip(np.ceil(quad.max(axis=0)) + margin, 0, (width, height)).astype(int).tolist()
+    return slice(top, bottom), slice(left, right)

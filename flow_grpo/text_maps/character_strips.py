@@ -1,0 +1,57 @@
+"""A line's characters against the text that it should show: each strip of its box as good as the character in it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .box_map import Strips
+from .engine import Character
+from .targets import Normalisation, edit_operations, normalise
+
+# The most of its strip that a character gives up to a missing one beside it: between two of them it keeps a third.
+_LENT = 1 / 3
+
+
+def character_strips(
+    characters: Sequence[Character], span: str, box_reward: float, normalisation: Normalisation = "flow_grpo"
+) -> Strips:
+    """The rewards along a line that stands for `span` (normalised) and is worth box_reward as a whole.
+
+    By the least edits that make the span of the characters: a right one is worth its confidence, a wrong one and one too
+    many 0. A missing one is 0 around the place where it should stand, as wide as a character or as its neighbours can lend.
+    All are scaled down where their mean along the line would pass box_reward, so that a few right letters in a line that
+    lacks the rest gain nothing.
+    Between two characters the border lies in the middle of their gap; what normalisation drops, a space, has no strip.
+    """
+    shown = [piece for character in characters for piece in _normalised(character, normalisation)]
+    if not shown:
+        return Strips((1.0,), (box_reward,))
+    num_missing = np.zeros(len(shown) + 1)  # before each character, and after the last
+    rewards = np.array([character.confidence for character in shown])
+    for operation, i, _ in edit_operations("".join(character.text for character in shown), span):
+        if operation == "insert":
+            num_missing[i] += 1
+        else:
+            rewards[i] = 0
+    gaps = [(before.end + after.start) / 2 for before, after in zip(shown, shown[1:])]
+    borders = np.maximum.accumulate([0.0, *gaps, 1.0])
+    lent = np.diff(borders) * _LENT
+    width = num_missing / (len(shown) + num_missing.sum())
+    half = width / 2
+    half[[0, -1]] = width[[0, -1]]  # at the ends of the line there is one neighbour to lend
+    starts = borders[:-1] + np.minimum(half[:-1], lent)  # of each character's strip
+    ends = borders[1:] - np.minimum(half[1:], lent)
+    # a missing character's strip, often empty, before and after each character's
+    every_end = np.append(np.stack([starts, ends], axis=1).ravel(), 1.0)
+    every_reward = np.append(np.stack([np.zeros_like(rewards), rewards], axis=1).ravel(), 0.0)
+    widths = np.diff(every_end, prepend=0.0)
+    every_reward *= min(1.0, box_reward / max(float(widths @ every_reward), 1e-6))
+    kept = widths > 0
+    return Strips(tuple(every_end[kept].tolist()), tuple(every_reward[kept].tolist()))
+
+
+def _normalised(character: Character, normalisation: Normalisation) -> list[Character]:
+    """A character as compared: none for a space, and several, one after the other, for the likes of a ligature."""
+    text = normalise(character.text, normalisation)
+    borders = np.linspace(character.start, character.end, len(text) + 1).tolist()
+    return [Character(char, character.confidence, start, end) for char, start, end in zip(text, borders, borders[1:])]

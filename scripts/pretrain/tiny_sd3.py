@@ -1,0 +1,113 @@
+"""tiny-sd3: a StableDiffusion3Pipeline small enough to train from nothing on a CPU, with every part that the large one has.
+
+The CLIP slots hold two three-layer towers that read words, the T5 slot a three-layer encoder that reads bytes, and the
+latent autoencoder is an AutoencoderTiny of factor 4: 64 image tokens of 8x8 pixels.
+"""
+
+from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from torch import nn
+from transformers import (
+    ByT5Tokenizer,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+)
+
+from scripts.pretrain.signs_world import COLORS, SHAPES, SIZE
+
+CLIP_LENGTH = 24  # tokens: the captions' words whole, the sign's letters one by one
+T5_LENGTH = 72  # bytes
+TEXT_WIDTH = 128  # of a T5 token; the two CLIP towers have half each
+
+
+def make_clip_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer that knows the captions' words whole and spells every other word.
+
+    Merges are merges: a sign's "AN", "RE" or "SA" comes out as one token. The T5 sees every letter by itself.
+    """
+    characters = list("abcdefghijklmnopqrstuvwxyz0123456789\",.'!?-:")
+    tokens = ["<|startoftext|>", "<|endoftext|>", *characters, *(f"{c}</w>" for c in characters)]
+    merges = []
+    # Longer words first: a merge of "red" would otherwise break "green" apart before its own merges have a turn.
+    for word in sorted(("and", "sign", "that", "says", *COLORS, *SHAPES), key=len, reverse=True):
+        pieces = [*word[:-1], f"{word[-1]}</w>"]
+        while len(pieces) > 1:
+            pair = (pieces[0], pieces[1])
+            if pair not in merges:
+                merges.append(pair)
+                tokens.append("".join(pair))
+            pieces[:2] = ["".join(pair)]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CLIP_LENGTH)
+
+
+def make_clip_tower(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    width = TEXT_WIDTH // 2
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            projection_dim=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            max_position_embeddings=CLIP_LENGTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def make_pipeline() -> StableDiffusion3Pipeline:
+    """tiny-sd3 with random weights: 7.8 M parameters in the transformer, 64 image tokens of 8x8 pixels."""
+    clip_tokenizer, byte_tokenizer = make_clip_tokenizer(), ByT5Tokenizer()
+    width = 192
+    transformer = SD3Transformer2DModel(
+        sample_size=SIZE // 4,
+        patch_size=2,
+        in_channels=8,
+        out_channels=8,
+        num_layers=6,
+        attention_head_dim=64,
+        num_attention_heads=width // 64,
+        joint_attention_dim=TEXT_WIDTH,
+        caption_projection_dim=width,
+        pooled_projection_dim=TEXT_WIDTH,
+        pos_embed_max_size=SIZE // 8,
+        qk_norm="rms_norm",
+    )
+    for name, module in transformer.named_modules():  # adaLN-zero: each block starts as the identity (arXiv:2212.09748)
+        if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out")):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=AutoencoderTiny(
+            latent_channels=8,
+            encoder_block_out_channels=(40, 40, 40),
+            decoder_block_out_channels=(40, 40, 40),
+            num_encoder_blocks=(1, 2, 2),
+            num_decoder_blocks=(2, 2, 1),
+        ),
+        text_encoder=make_clip_tower(clip_tokenizer),
+        tokenizer=clip_tokenizer,
+        text_encoder_2=make_clip_tower(clip_tokenizer),
+        tokenizer_2=clip_tokenizer,
+        text_encoder_3=T5EncoderModel(
+            T5Config(
+                vocab_size=len(byte_tokenizer),
+                d_model=TEXT_WIDTH,
+                d_kv=32,
+                num_heads=4,
+                d_ff=2 * TEXT_WIDTH,
+                num_layers=3,
+                feed_forward_proj="gated-gelu",
+                dropout_rate=0.0,
+            )
+        ),
+        tokenizer_3=byte_tokenizer,
+    )

@@ -1,0 +1,182 @@
+"""What a reward server does with each request, over real sockets."""
+
+import json
+import logging
+import socket
+import threading
+import time
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+
+from flow_grpo.remote import server as reward_server
+from flow_grpo.remote.wire import decode_score, encode_batch
+from tests.hostile_requests import BODY, IMAGES, PROMPTS, TOKEN, exchange, request
+from tests.moody_scorer import MoodyPool, MoodyScorer
+from tests.serving import served
+
+LEVELS = torch.from_numpy(IMAGES).permute(0, 3, 1, 2).contiguous()
+
+
+@pytest.fixture(scope="module")
+def server():
+    with served(MoodyScorer(), TOKEN, max_bytes=2**20, max_batch=32) as server:
+        yield server
+
+
+def mood(*prompts):
+    """A good request with these prompts, each an image."""
+    return request(encode_batch(IMAGES[: len(prompts)], prompts, None))
+
+
+def reason(answer):
+    return json.loads(answer[2])["error"]
+
+
+def wait_until(condition):
+    """The limit only ends a test that would fail."""
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    pytest.fail("waited in vain")
+
+
+def test_good_request_is_scored(server):
+    status, headers, body = exchange(server.port, request())
+    assert status == 200 and headers["Content-Type"] == "application/octet-stream"
+    score = decode_score(bytearray(body), 4)
+    here = MoodyScorer()(LEVELS.float() / 255, PROMPTS, [{"tag": 0}] * 4)
+    assert torch.equal(score.reward, here.reward) and torch.equal(score.reward_map, here.reward_map)
+    assert score.details["num_entries"].tolist() == [1, 1, 1, 1]
+
+
+def test_health_needs_no_token(server):
+    assert exchange(server.port, b"GET /health HTTP/1.1\r\n\r\n")[::2] == (200, b'{"status": "ok"}')
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "what"),
+    [
+        (request(line="POST /scores HTTP/1.1"), 404, "POST /score"),
+        (request(line="GET /score HTTP/1.1"), 405, "takes POST"),
+        (request(line="DELETE /score HTTP/1.1"), 405, "Unsupported method"),
+        (request(Authorization=None), 401, "FLOW_GRPO_REWARD_TOKEN"),
+        (request(Authorization=f"Bearer {TOKEN[:-1]}"), 401, "bearer token"),
+        (request(Transfer_Encoding="chunked"), 411, "Content-Length"),
+        (request(Content_Length=None), 411, "Content-Length"),
+        (request(Content_Length="-1"), 400, "whole number"),
+        (request(Content_Type="text/plain"), 415, "octet-stream"),
+        (request(encode_batch(np.zeros((33, 1, 1, 3), np.uint8), ["x"] * 33, None)), 400, "may hold 32 images, got 33"),
+        (request(encode_batch(IMAGES, PROMPTS[:3], None)), 400, "3 for 4 images"),
+        (request(Content_Length=str(len(BODY) + 1)), 400, f"ended after {len(BODY)} of {len(BODY) + 1} bytes"),
+        (mood("refuse"), 422, "quote one"),
+        (b"\r\n\r\n", 400, "METHOD PATH"),
+        (request(line="POST /score HTTP/0.9"), 400, "METHOD PATH"),
+    ],
+)
+def test_refusals_say_why(server, data, status, what):
+    answer = exchange(server.port, data)
+    assert answer[0] == status and what in reason(answer)
+
+
+def test_too_large_a_body_is_refused_before_it_is_read(server):
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(request(b"", Content_Length=str(2**20 + 1)))  # and waits, as a client may
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413")
+    answer = exchange(server.port, request(bytes(2**22)))  # and one that sends on all the same hears of it too
+    assert answer[0] == 413 and "1048576 bytes, got 4194304" in reason(answer)
+
+
+@pytest.mark.parametrize(("what", "text"), [("raise", "OSError: no mood for pictures"), ("nonsense", "no Score")])
+def test_scorer_that_fails_is_a_500_without_its_stack_trace(server, what, text, caplog):
+    with caplog.at_level(logging.ERROR):
+        answer = exchange(server.port, mood("fine", what))
+    assert answer[0] == 500 and text in reason(answer) and b"Traceback" not in answer[2]
+    assert ("Traceback" in caplog.text) == (what == "raise")
+    assert exchange(server.port, request())[0] == 200
+
+
+def test_images_that_cannot_be_scored_are_flagged(server):
+    score = decode_score(bytearray(exchange(server.port, mood("fine", "invalid"))[2]), 2)
+    assert score.valid.tolist() == score.map_valid.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("num_whole_bytes", [0, 40, len(request()) - len(BODY) + 10])
+def test_client_that_drips_is_cut_off(monkeypatch, num_whole_bytes):
+    """In the request's line, in its headers, and in its body; the clock does not start again with each byte."""
+    monkeypatch.setattr(reward_server, "HEAD_TIMEOUT", 0.3)
+    data = request()
+    with (
+        served(MoodyScorer(), TOKEN, timeout=0.3) as server,
+        socket.create_connection(("127.0.0.1", server.port)) as connection,
+    ):
+        connection.sendall(data[:num_whole_bytes])
+        connection.settimeout(0.02)
+        answer, rest = b"", iter(data[num_whole_bytes : num_whole_bytes + 1000])
+        while not answer:
+            connection.sendall(bytes([next(rest)]))
+            with suppress(TimeoutError):
+                answer = connection.recv(65536)
+        connection.settimeout(None)
+        answer += b"".join(iter(lambda: connection.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 408") and b"too slowly" in answer
+
+
+def test_requests_beyond_the_limit_are_told_to_come_back():
+    scorer = MoodyPool()
+    with served(scorer, TOKEN, max_requests=2) as server:
+        answers = []
+        waiting = [
+            threading.Thread(target=lambda: answers.append(exchange(server.port, mood("wait")))) for _ in range(2)
+        ]
+        for thread in waiting:
+            thread.start()
+        wait_until(lambda: scorer.num_waiting == 2)
+        status, headers, body = exchange(server.port, request())
+        assert status == 503 and headers["Retry-After"] == "1" and b"too many requests" in body
+        assert exchange(server.port, request(Authorization=None))[0] == 401  # a stranger learns nothing of it
+        assert exchange(server.port, b"GET /health HTTP/1.1\r\n\r\n")[0] == 200
+        scorer.released.set()
+        for thread in waiting:
+            thread.join()
+        assert [answer[0] for answer in answers] == [200, 200]
+        assert exchange(server.port, request())[0] == 200
+
+
+def test_connections_beyond_the_limit_are_turned_away(monkeypatch):
+    monkeypatch.setattr(reward_server, "MORE_CONNECTIONS", 2)
+    with served(MoodyScorer(), TOKEN, max_requests=1) as server:
+        idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
+        with socket.create_connection(("127.0.0.1", server.port)) as one_more:
+            assert b"503" in one_more.recv(65536)
+        for connection in idle:
+            connection.close()
+        wait_until(lambda: (exchange(server.port, request()) or [None])[0] == 200)
+
+
+def test_scorer_without_workers_scores_one_batch_at_a_time():
+    scorer = MoodyScorer()
+    with served(scorer, TOKEN, max_requests=3) as server:
+        threads = [threading.Thread(target=exchange, args=(server.port, mood("wait"))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: exchange(server.port, request(b"malformed"))[0] == 503)  # all three are in hand
+        scorer.released.set()
+        for thread in threads:
+            thread.join()
+    assert scorer.num_waiting == 3 and scorer.most_at_once == 1
+
+
+def test_closing_waits_for_the_requests_in_hand():
+    scorer, answers = MoodyScorer(), []
+    with served(scorer, TOKEN) as server:
+        thread = threading.Thread(target=lambda: answers.append(exchange(server.port, mood("wait"))))
+        thread.start()
+        wait_until(lambda: scorer.num_waiting == 1)
+        threading.Timer(0.2, scorer.released.set).start()
+    assert scorer.released.is_set()
+    thread.join()
+    assert answers[0][0] == 200

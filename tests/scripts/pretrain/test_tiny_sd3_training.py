@@ -1,0 +1,239 @@
+"""Pretraining in miniature: the tokenizer, the facts of a caption, and stages that go on bit for bit."""
+
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from scripts.pretrain.signs_world import COLORS, SHAPES, SIZE, make_scene, words
+from scripts.pretrain.stage import fit
+from scripts.pretrain.tiny_sd3 import CLIP_LENGTH, T5_LENGTH, make_clip_tokenizer, make_pipeline
+from scripts.pretrain.tiny_sd3_training import (
+    FACT_SIZES,
+    NUM_BYTE_FACTS,
+    NUM_SLOTS,
+    Conditions,
+    autoencoder_stage,
+    byte_ids,
+    encode_captions,
+    encode_images,
+    pretrain_sd3,
+    render_scenes,
+    scene_facts,
+    set_latent_scale,
+    text_stage,
+    transformer_stage,
+    word_weight,
+)
+
+SEEDS = range(40)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_clip_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return render_scenes(8, seed=0)
+
+
+# The tokenizers
+
+
+@pytest.mark.parametrize("word", [*COLORS, *SHAPES, "a", "and", "sign", "that", "says", ","])
+def test_every_word_of_a_caption_is_one_clip_token(tokenizer, word):
+    assert tokenizer.tokenize(word) == [f"{word}</w>"]
+
+
+def test_the_letters_of_a_sign_are_spelled_but_for_three_pairs(tokenizer):
+    for word in (*words("train"), *words("test")):
+        tokens = [token.removesuffix("</w>") for token in tokenizer.tokenize(f'says "{word}"')[2:-1]]
+        assert "".join(tokens) == word.lower()
+        # BPE merges the first letters of "and", "red" and "says" wherever they stand
+        pairs = set(map("".join, zip(word, word[1:])))
+        assert tokens == list(word.lower()) or pairs & {"AN", "RE", "SA"}, word
+
+
+def test_no_token_of_a_caption_is_unknown_and_none_is_cut_off(tokenizer):
+    for split in ("train", "test"):
+        for seed in SEEDS:
+            caption = make_scene(seed, split).caption
+            ids = tokenizer(caption).input_ids
+            assert len(ids) <= CLIP_LENGTH
+            assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == caption.lower().replace(" ", "")
+
+
+def test_different_captions_have_different_tokens(tokenizer):
+    captions = {make_scene(seed).caption for seed in SEEDS}
+    assert len({tuple(tokenizer(caption).input_ids) for caption in captions}) == len(captions)
+
+
+def test_t5_sees_all_of_a_captions_bytes(scenes):
+    longest = f'a brown circle, a brown circle and a brown sign that says "{"X" * NUM_SLOTS}"'
+    assert len(longest) < T5_LENGTH, "and the end of the sentence is a token, too"
+    ids = byte_ids(make_pipeline(), scenes.captions)
+    assert ids.shape == (8, T5_LENGTH)
+    caption = scenes.captions[0]
+    assert [i - 3 for i in ids[0, : len(caption)].tolist()] == list(caption.encode())  # after three special tokens
+
+
+# The facts of a caption
+
+
+def test_facts_name_letters_colours_and_kinds():
+    for seed in SEEDS:
+        scene = make_scene(seed)
+        facts, _ = scene_facts(scene)
+        assert all(0 <= fact < size for fact, size in zip(facts, FACT_SIZES, strict=True))
+        letters, sign, *shapes = facts[:NUM_SLOTS], *facts[NUM_SLOTS:]
+        assert "".join(chr(ord("A") + letter - 1) for letter in letters if letter) == scene.word
+        assert list(COLORS)[sign] == scene.objects[-1].name.split()[0]
+        named = [
+            f"{list(COLORS)[color - 1]} {list(SHAPES)[kind - 1]}" for color, kind in (shapes[:2], shapes[2:]) if color
+        ]
+        assert named == [thing.name for thing in scene.objects[:-1]]
+
+
+def test_each_byte_has_the_fact_that_it_is_part_of():
+    for seed in SEEDS:
+        scene = make_scene(seed)
+        _, byte_facts = scene_facts(scene)
+        assert len(byte_facts) == T5_LENGTH and max(byte_facts) < NUM_BYTE_FACTS
+        marked = "".join(c if fact else " " for c, fact in zip(scene.caption, byte_facts)).split()
+        expected = [word for thing in scene.objects for word in thing.name.split() if word != "sign"]
+        assert marked == [*expected, scene.word]
+        assert not any(byte_facts[len(scene.caption) :])
+
+
+def test_the_same_colour_is_another_fact_of_another_object():
+    facts = {}
+    for seed in range(200):
+        scene = make_scene(seed)
+        byte_facts, start = scene_facts(scene)[1], 0
+        for role, thing in enumerate(scene.objects):
+            start = scene.caption.index(thing.name, start)
+            role = "sign" if thing is scene.objects[-1] else role
+            facts.setdefault((role, thing.name.split()[0]), set()).add(byte_facts[start])
+    assert all(len(values) == 1 for values in facts.values())
+    assert len({value for values in facts.values() for value in values}) == len(facts) == 3 * len(COLORS)
+
+
+def test_the_word_weighs_more_where_it_stands_and_the_mean_is_one():
+    for seed in SEEDS:
+        scene = make_scene(seed)
+        weight = word_weight(scene)
+        assert weight.shape == (1, SIZE // 4, SIZE // 4) and weight.mean().item() == pytest.approx(1, abs=1e-6)
+        left, top, right, bottom = scene.text_box
+        heavy = np.repeat(np.repeat((weight[0] > weight.min()).numpy(), 4, 0), 4, 1)
+        assert heavy[top:bottom, left:right].all()
+        assert heavy.sum() <= (right - left + 6) * (bottom - top + 6)
+
+
+def test_worn_scenes_are_the_same_scenes_with_less_ink_on_their_signs(scenes):
+    worn = render_scenes(len(scenes.captions), seed=0, worn_share=0.5)
+    assert worn.captions == scenes.captions and torch.equal(worn.facts, scenes.facts)
+    changed = (worn.images != scenes.images).flatten(1).any(1)
+    assert 0 < changed.sum() < len(changed)
+
+
+def test_scenes_are_images_in_the_autoencoders_range(scenes):
+    assert scenes.images.shape == (8, 3, SIZE, SIZE)
+    assert -1 <= scenes.images.min() < 0 < scenes.images.max() <= 1
+    expected = torch.from_numpy(make_scene(0).image.copy()).permute(2, 0, 1).float() / 127.5 - 1
+    torch.testing.assert_close(scenes.images[0], expected)
+
+
+# The stages
+
+
+STAGES = {
+    "text": lambda pipeline, scenes: text_stage(pipeline, scenes, 2, "cpu"),
+    "autoencoder": lambda pipeline, scenes: autoencoder_stage(pipeline, scenes, 2, "cpu"),
+    "transformer": lambda pipeline, scenes: transformer_stage("transformer", *flow_of(pipeline, scenes), 2, "cpu"),
+    "weathering": lambda pipeline, scenes: transformer_stage("weathering", *flow_of(pipeline, scenes), 2, "cpu"),
+}
+
+
+def flow_of(pipeline, scenes):
+    set_latent_scale(pipeline.vae, scenes.images, "cpu")
+    captions, nothing = (encode_captions(pipeline, texts, "cpu") for texts in (scenes.captions, [""]))
+    return pipeline, pipeline.transformer, scenes, Conditions(captions, nothing)
+
+
+def fresh_stage(name, scenes):
+    torch.manual_seed(0)
+    return STAGES[name](make_pipeline(), scenes)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_an_interrupted_stage_goes_on_bit_for_bit(name, scenes, tmp_path):
+    whole = fresh_stage(name, scenes)
+    initial = {key: tensor.clone() for key, tensor in whole.modules.state_dict().items()}
+    (tmp_path / "whole").mkdir(), (tmp_path / "run").mkdir()
+    fit(whole, tmp_path / "whole", seed=5, save_every=1)
+
+    interrupted, num_calls = fresh_stage(name, scenes), 0
+    loss = interrupted.loss
+
+    def stops_in_the_second_step(generator):
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 2:
+            raise KeyboardInterrupt
+        return loss(generator)
+
+    interrupted.loss = stops_in_the_second_step
+    with pytest.raises(KeyboardInterrupt):
+        fit(interrupted, tmp_path / "run", seed=5, save_every=1)
+    resumed = fresh_stage(name, scenes)
+    fit(resumed, tmp_path / "run", seed=5, save_every=1)
+
+    expected, got = whole.modules.state_dict(), resumed.modules.state_dict()
+    assert all(torch.equal(got[key], expected[key]) for key in expected)
+    assert not all(torch.equal(initial[key], expected[key]) for key in expected)
+    assert not any(parameter.requires_grad for parameter in resumed.modules.parameters())
+
+
+def test_latents_have_unit_scale_and_the_config_gives_them_back(scenes):
+    torch.manual_seed(0)
+    vae = make_pipeline().vae
+    set_latent_scale(vae, scenes.images, "cpu")
+    latents = encode_images(vae, scenes.images, "cpu")
+    assert latents.shape == (8, 8, SIZE // 4, SIZE // 4)
+    assert latents.std().item() == pytest.approx(1, abs=1e-4) and latents.mean().item() == pytest.approx(0, abs=1e-4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        raw = vae.encode(scenes.images).latents.float()
+    restored = latents / vae.config.scaling_factor + vae.config.shift_factor  # as the pipeline does before decoding
+    torch.testing.assert_close(restored, raw, atol=1e-4, rtol=1e-4)
+
+
+def test_the_whole_command_writes_a_pipeline_that_loads(tmp_path):
+    args = Namespace(
+        out=tmp_path / "model",
+        work_dir=tmp_path / "work",
+        device="cpu",
+        seed=0,
+        num_scenes=8,
+        text_steps=1,
+        autoencoder_steps=1,
+        transformer_steps=1,
+        weathering_steps=1,
+        compile=False,
+    )
+    pretrain_sd3(args)
+    assert {path.name for path in args.work_dir.iterdir()} == {
+        *("text.pt", "autoencoder.pt", "transformer.pt", "weathering.pt"),
+        "samples.png",
+    }
+    loaded = StableDiffusion3Pipeline.from_pretrained(args.out)
+    assert next(loaded.transformer.parameters()).dtype == torch.float32
+    trained = torch.load(args.work_dir / "text.pt", weights_only=True)["modules"]
+    for name, tensor in loaded.text_encoder_3.state_dict().items():
+        assert torch.equal(tensor, trained[f"t5.{name}"]), name
+    assert loaded.vae.config.scaling_factor != 1
+    total = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
+    assert total < 25e6, "the folder is committed"

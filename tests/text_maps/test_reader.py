@@ -1,0 +1,301 @@
+import gc
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flow_grpo.text_maps.reader import make_reader
+from tests.moody_engine import MoodyEngine
+
+ROOT = Path(__file__).parents[2]
+WORDS = ["HUT", "RED", "BOX", "TAG", "LOG", "FIN", "MUD", "SAP"]
+
+both_kinds = pytest.mark.parametrize("num_workers", [0, 2])
+
+
+@pytest.fixture(scope="module")
+def serial(rapidocr_engine):
+    return make_reader(rapidocr_engine)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with make_reader("rapidocr", num_workers=2) as reader:
+        yield reader
+
+
+@pytest.fixture
+def words(draw_text):
+    return torch.stack([draw_text(word) for word in WORDS])
+
+
+def greys(*levels):
+    """An image of one level for each level given."""
+    return (torch.tensor(levels) / 255).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+
+
+def texts(lines):
+    return [image_lines and "".join(line.text for line in image_lines) for image_lines in lines]
+
+
+def worker_ids(parent=None):
+    command = ["pgrep", "-P", str(parent or os.getpid()), "-f", "flow_grpo.text_maps.process"]
+    return {int(line) for line in subprocess.run(command, capture_output=True, text=True).stdout.split()}
+
+
+def wait_until(condition):
+    """The limit only ends a test that would fail."""
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    pytest.fail("waited in vain")
+
+
+def is_running(process_id):
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def run_script(tmp_path, code):
+    """Start a script that has no `if __name__ == "__main__"`, in a process group of its own."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"open({str(tmp_path / 'runs')!r}, 'a').write('.')\n"
+        "import os, signal, torch\n"
+        "from flow_grpo.text_maps.reader import make_reader\n"
+        "from tests.moody_engine import MoodyEngine\n"
+        "from tests.text_maps.test_reader import greys, texts\n" + code
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+@both_kinds
+def test_results_come_in_order(num_workers, tmp_path):
+    with make_reader(MoodyEngine(tmp_path), num_workers) as reader:
+        assert texts(reader.submit(greys(*range(0, 250, 10)))()) == [str(level) for level in range(0, 250, 10)]
+
+
+@both_kinds
+def test_image_that_fails_once_is_read(num_workers, tmp_path):
+    engine = MoodyEngine(tmp_path, {204: ["raise"]})
+    with make_reader(engine, num_workers) as reader:
+        assert texts(reader.submit(greys(51, 204, 102))()) == ["51", "204", "102"]
+    assert engine.num_tries(204) == 2 and engine.num_tries(51) == engine.num_tries(102) == 1
+
+
+@both_kinds
+def test_image_that_fails_twice_is_none_and_logged(num_workers, tmp_path, caplog):
+    engine = MoodyEngine(tmp_path, {204: ["raise", "raise"]})
+    with make_reader(engine, num_workers) as reader, caplog.at_level(logging.WARNING):
+        assert texts(reader.submit(greys(51, 204, 102))()) == ["51", None, "102"]
+    assert "image 1 of 3 could not be read: OSError: no mood for image_204" in caplog.text
+    assert engine.num_tries(204) == 2
+
+
+@both_kinds
+def test_batch_of_which_nothing_can_be_read_raises_its_cause(num_workers, tmp_path):
+    moods = {1: ["raise", "raise"], 2: ["raise", "raise"]}
+    with make_reader(MoodyEngine(tmp_path, moods), num_workers) as reader:
+        with pytest.raises(RuntimeError, match="none of 2 images could be read") as caught:
+            reader.submit(greys(1, 2))()
+        assert isinstance(caught.value.__cause__, OSError) and str(caught.value.__cause__) == "no mood for image_2"
+        assert texts(reader.submit(greys(1, 2))()) == ["1", "2"]  # and the reader still reads
+
+
+@both_kinds
+def test_images_may_change_once_they_are_submitted(num_workers, tmp_path):
+    images = greys(51, 204).clone()
+    with make_reader(MoodyEngine(tmp_path), num_workers) as reader:
+        lines = reader.submit(images)
+        images.zero_()
+        assert texts(lines()) == ["51", "204"]
+
+
+def test_worker_that_dies_on_an_image_is_replaced_and_the_image_read_again(tmp_path):
+    engine = MoodyEngine(tmp_path, {204: ["die"]})
+    with make_reader(engine, num_workers=1) as reader:
+        assert texts(reader.submit(greys(51, 204, 102))()) == ["51", "204", "102"]
+    assert engine.num_tries(204) == 2
+
+
+def test_image_that_kills_its_worker_twice_is_none_and_costs_no_other(tmp_path, caplog):
+    engine = MoodyEngine(tmp_path, {204: ["die", "die", "die"]})
+    with make_reader(engine, num_workers=2) as reader, caplog.at_level(logging.WARNING):
+        assert texts(reader.submit(greys(51, 204, 102, 153))()) == ["51", None, "102", "153"]
+    assert "image 1 of 4 could not be read: RuntimeError: the OCR worker died (exit status -9)" in caplog.text
+    assert engine.num_tries(204) == 2
+
+
+def test_worker_that_hangs_is_replaced(tmp_path):
+    with make_reader(MoodyEngine(tmp_path, {204: ["hang"]}), num_workers=2, image_timeout=2.0) as reader:
+        assert texts(reader.submit(greys(51, 204, 102))()) == ["51", "204", "102"]
+
+
+def test_worker_that_cannot_be_replaced_fails_the_batch_and_not_its_images(tmp_path):
+    engine = MoodyEngine(tmp_path, {204: ["die"]}, build_moods=["well", "raise"])
+    with make_reader(engine, num_workers=1) as reader:
+        with pytest.raises(RuntimeError, match="could not be replaced") as caught:
+            reader.submit(greys(51, 204, 102))()
+        assert str(caught.value.__cause__) == "no mood for build"
+        assert texts(reader.submit(greys(51, 204, 102))()) == ["51", "204", "102"]  # the third build goes well
+
+
+def test_pool_reads_exactly_what_the_serial_reader_reads(pool, serial, words):
+    images = torch.cat([words, words.flip(2), torch.ones(1, 3, 64, 64)])  # upside down too, and one without text
+    alone, pooled = serial.submit(images)(), pool.submit(images)()
+    assert texts(pooled)[:8] == WORDS and pooled[-1] == []
+    assert [len(lines) for lines in pooled] == [len(lines) for lines in alone]
+    for line, reference in zip(sum(pooled, []), sum(alone, []), strict=True):
+        assert (line.text, line.confidence) == (reference.text, reference.confidence)
+        assert np.array_equal(line.quad, reference.quad)
+
+
+def test_threads_may_submit_and_wait_in_any_order(pool, words):
+    results = {}
+
+    def read_two_batches(number):
+        first, second = pool.submit(words.roll(number, 0)), pool.submit(words.roll(-number, 0))
+        results[-number], results[number] = texts(second()), texts(first())
+
+    threads = [threading.Thread(target=read_two_batches, args=(number,)) for number in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == {number: np.roll(WORDS, number).tolist() for number in (1, 2, 3, -1, -2, -3)}
+
+
+def test_batch_survives_the_killing_of_a_worker(pool, words):
+    before = worker_ids()
+    first, rest = pool.submit(words), pool.submit(words.repeat(3, 1, 1, 1))
+    first()  # the workers are now at the rest
+    os.kill(min(before), signal.SIGKILL)
+    assert texts(rest()) == WORDS * 3
+    assert texts(pool.submit(words)()) == WORDS
+    assert len(before) == len(worker_ids()) == 2 and len(before & worker_ids()) == 1
+
+
+def test_submit_returns_before_anything_is_read(tmp_path):
+    with make_reader(MoodyEngine(tmp_path, {51: ["hang"]}), num_workers=1) as reader:
+        reader.submit(greys(51))
+
+
+def test_closed_reader_fails_what_waits_and_leaves_no_process(tmp_path):
+    before = worker_ids()
+    reader = make_reader(MoodyEngine(tmp_path, {51: ["hang"]}), num_workers=2)
+    waiting = [reader.submit(greys(51, 102, 153)) for _ in range(2)]
+    started = worker_ids() - before
+    reader.close()
+    reader.close()
+    for lines in waiting:
+        with pytest.raises(RuntimeError):
+            lines()
+    with pytest.raises(RuntimeError, match="closed"):
+        reader.submit(greys(1))
+    assert len(started) == 2 and not any(map(is_running, started))
+
+
+def test_forgotten_reader_ends_its_workers_but_not_before_its_results_are_read(tmp_path):
+    before = worker_ids()
+    lines = make_reader(MoodyEngine(tmp_path), num_workers=1).submit(greys(51, 204))
+    (worker,) = worker_ids() - before
+    gc.collect()
+    assert texts(lines()) == ["51", "204"]
+    del lines
+    gc.collect()
+    assert not is_running(worker)
+
+
+@both_kinds
+def test_engine_that_cannot_be_built_raises_at_once(num_workers):
+    with pytest.raises(ValueError, match="unknown OCR engine 'tesseract'"):
+        make_reader("tesseract", num_workers)
+    with pytest.raises(ValueError, match="no option colour"):
+        make_reader("rapidocr", num_workers, colour="red")
+
+
+def test_engine_that_cannot_be_built_in_a_worker_leaves_no_process(tmp_path):
+    before = worker_ids()
+    with pytest.raises(OSError, match="no mood for build"):
+        make_reader(MoodyEngine(tmp_path, build_moods=["raise"]), num_workers=2)
+    with pytest.raises(RuntimeError, match=r"the OCR worker died \(exit status -9\)"):
+        make_reader(MoodyEngine(tmp_path, build_moods=["raise", "die"]), num_workers=2)
+    assert worker_ids() == before
+
+
+def test_engine_that_cannot_travel_says_so():
+    with pytest.raises(ValueError, match="must be picklable.*num_workers=0"):
+        make_reader(lambda image: [], num_workers=1)
+    with pytest.raises(ValueError, match="num_workers must be 0"):
+        make_reader("rapidocr", num_workers=-1)
+
+
+def test_workers_end_with_a_parent_that_is_killed_even_while_they_read(tmp_path):
+    script = run_script(
+        tmp_path,
+        f"reader = make_reader(MoodyEngine({str(tmp_path)!r}, {{51: ['hang'] * 9}}), num_workers=2)\n"
+        "lines = reader.submit(greys(51))\n"  # one hangs, one idles
+        "print('submitted', flush=True)\n"
+        "lines()\n",
+    )
+    assert script.stdout.readline() == "submitted\n"
+    wait_until((tmp_path / "image_51").exists)
+    workers = worker_ids(script.pid)
+    script.kill()
+    script.wait()
+    assert len(workers) == 2
+    wait_until(lambda: not any(map(is_running, workers)))
+    assert (tmp_path / "runs").read_text() == "."  # no worker ran the script again
+
+
+def test_interrupt_reaches_the_caller_and_not_the_workers(tmp_path):
+    script = run_script(
+        tmp_path,
+        f"reader = make_reader(MoodyEngine({str(tmp_path)!r}), num_workers=2)\n"
+        "reader.submit(greys(1, 2, 3, 4))()\n"
+        "try:\n"
+        "    os.killpg(0, signal.SIGINT)\n"
+        "    signal.pause()\n"
+        "except KeyboardInterrupt:\n"
+        "    print(texts(reader.submit(greys(5, 6))()))\n"
+        f"unread = make_reader(MoodyEngine({str(tmp_path)!r}, {{7: ['hang']}}), num_workers=1).submit(greys(7, 8))\n",
+    )
+    assert script.communicate() == ("['5', '6']\n", "") and script.returncode == 0  # nor does exit wait for what hangs
+
+
+def test_engine_of_the_script_itself_is_refused(tmp_path):
+    script = run_script(
+        tmp_path,
+        "class Engine:\n"
+        "    def __call__(self, image):\n"
+        "        return []\n"
+        "try:\n"
+        "    make_reader(Engine(), num_workers=1)\n"
+        "except ValueError as error:\n"
+        "    print(error)\n",
+    )
+    assert "define it in a module that can be imported" in script.communicate()[0]
+
+
+def test_workers_do_without_torch():
+    code = "import sys, flow_grpo.text_maps.process as p; p.make_engine('rapidocr'); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
