@@ -24,6 +24,8 @@ def test_pooling_is_timed_for_the_tokens_of_the_tiny_model():
 
 def test_every_map_of_an_epoch_is_pooled_batch_by_batch(monkeypatch):
     pooled = []
-    monkeypatch.setattr("benchmark_step.pool_to_tokens", lambda maps, grid: pooled.append((maps.shape, grid)) or maps)
+    monkeypatch.setattr(
+        "scripts.benchmark.step.pool_to_tokens", lambda maps, grid: pooled.append((maps.shape, grid)) or maps
+    )
     assert pooling_seconds(6, 4, 16, repeats=1) > 0
     assert pooled == [(torch.Size([4, 16, 16]), (2, 2)), (torch.Size([2, 16, 16]), (2, 2))]
