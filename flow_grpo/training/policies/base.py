@@ -74,7 +74,7 @@ class Policy(Protocol):
         """Take over tensors that `lora_state` gave; a missing or unexpected name raises ValueError."""
 
     def save_lora(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
-        """Write what `lora_state` gave so that the pipeline's own `load_lora_weights(folder)` reads it, with its scale."""
+        """Write what `lora_state` gave so that it acts alike in every reader: `load_lora_weights`, peft, bare matrices."""
 
     def enable_gradient_checkpointing(self) -> None:
         """From now on keep a block's input alone for the backward pass and compute the rest again there."""

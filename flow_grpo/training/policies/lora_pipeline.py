@@ -92,11 +92,16 @@ class LoraPipeline:
             current[name].copy_(parts_like(tensor, current[name]))
 
     def save_lora(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+        """The scale alpha / rank goes into the weights, and the file's header says alpha = rank.
+
+        Not every reader knows the header: a file read as tensors would otherwise act at scale 1.
+        """
+        rank, scale = self.lora_config.r, self.lora_config.lora_alpha / self.lora_config.r
+        layers = {name: (tensor * scale if ".lora_B." in name else tensor).cpu() for name, tensor in state.items()}
         self.pipeline.save_lora_weights(
             folder,
-            transformer_lora_layers={name: tensor.cpu() for name, tensor in state.items()},
-            # Without it the scale alpha / rank is lost, and the adapter loads at 1.
-            transformer_lora_adapter_metadata=self.lora_config.to_dict(),
+            transformer_lora_layers=layers,
+            transformer_lora_adapter_metadata=self.lora_config.to_dict() | {"lora_alpha": rank},
         )
 
     def enable_gradient_checkpointing(self) -> None:

@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 import torch.distributed as dist
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 from torch.nn.parallel import DistributedDataParallel
@@ -257,14 +258,32 @@ def test_the_adapter_is_back_after_an_error_and_goes_on_training(adapted, prompt
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-def test_saved_lora_loads_into_the_pipeline_with_its_scale(family, adapted, pipeline, prompts, tmp_path):
+@pytest.mark.parametrize("reader", ["folder", "tensors without the header", "peft alone", "matrices alone"])
+def test_saved_lora_acts_alike_whoever_reads_it(family, adapted, pipeline, prompts, tmp_path, reader):
     start = some_latents(adapted)
     adapted.save_lora(tmp_path, adapted.lora_state())
+    tensors = load_file(tmp_path / "pytorch_lora_weights.safetensors")
     fresh = family.load_pipeline()
-    fresh.load_lora_weights(tmp_path)
+    if reader == "folder":
+        fresh.load_lora_weights(tmp_path)
+    elif reader == "tensors without the header":
+        fresh.load_lora_weights(dict(tensors))
+    elif reader == "peft alone":
+        config = LoraConfig(r=4, lora_alpha=4, target_modules=adapted.lora_config.target_modules)
+        inject_adapter_in_model(config, fresh.transformer)
+        set_peft_model_state_dict(
+            fresh.transformer, {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+        )
+    else:
+        for name in tensors:
+            if name.endswith(".lora_A.weight"):
+                layer = fresh.transformer.get_submodule(
+                    name.removeprefix("transformer.").removesuffix(".lora_A.weight")
+                )
+                layer.weight.data += tensors[name.replace(".lora_A.", ".lora_B.")] @ tensors[name]
     expected = family.draw(fresh, prompts, start)
     assert (expected - family.draw(pipeline, prompts, start)).abs().max() > 0.01, "no change would prove nothing"
-    # an adapter at scale 1 would be off by half its effect
+    # an adapter at another scale would be off by half its effect; merged, the same products are summed in another order
     torch.testing.assert_close(last_latents(adapted, prompts, start), expected, atol=1e-5, rtol=0)
 
 
@@ -282,7 +301,8 @@ def test_saving_lora_takes_the_present_weights(adapted, tmp_path):
     saved = load_file(tmp_path / "pytorch_lora_weights.safetensors")
     state = adapted.lora_state()
     assert len(saved) == len(state) == len(adapted.trainable_parameters())
-    assert all(torch.equal(saved[f"transformer.{name}"], tensor) for name, tensor in state.items())
+    for name, tensor in state.items():  # the scale, 2, stands in one of the two matrices
+        assert torch.equal(saved[f"transformer.{name}"], tensor * (2 if ".lora_B." in name else 1))
 
 
 def test_lora_state_goes_from_one_policy_into_another(family, adapted, prompts):
