@@ -25,6 +25,7 @@ TRAIN = [
     "ml_collections>=1.0",
     "absl-py>=2.1",
     "tqdm>=4.66",
+    "jinja2>=3.1",  # the report of a run
     "sentencepiece>=0.2",
     "protobuf>=4.25",
 ]
