@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import ml_collections
 
 from config import base
+from flow_grpo.training.policies.families import FAMILIES
 
 # Flow-GRPO's published geometry: processes -> (images a prompt, images a process samples at a time).
 # 8 is ours: the groups of 32 GPUs, sampled in four times as many batches.
 GEOMETRY_OF_GPUS = {1: (8, 8), 4: (16, 8), 8: (24, 9), 32: (24, 9)}
 
 CHOICES = {
-    "policy": ("sd3", "flux"),
+    "policy": tuple(FAMILIES),
     "mixed_precision": ("no", "fp16", "bf16"),
     "sample.sde": ("flow", "cps"),
     "advantage.std": ("global", "group"),

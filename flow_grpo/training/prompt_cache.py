@@ -5,7 +5,6 @@ import os
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -45,13 +44,12 @@ class PromptCache:
             embeds = self._encode(missing)
             for index, prompt in enumerate(missing):
                 # cloned: a slice on the CPU would keep the whole batch alive
-                row = embeds[index : index + 1]
-                rows[prompt] = PromptEmbeds(*(getattr(row, f.name).cpu().clone() for f in fields(row)))
+                rows[prompt] = embeds[index : index + 1].map(lambda tensor: tensor.cpu().clone())
                 self._keep(prompt, rows[prompt])
                 self._write(prompt, rows[prompt])
         # each row goes to the device once, and is repeated for siblings there
         index = {prompt: row for row, prompt in enumerate(unique)}
-        embeds = _to(PromptEmbeds.cat(rows[prompt] for prompt in unique), self._device)
+        embeds = PromptEmbeds.cat(rows[prompt] for prompt in unique).map(self._to_device)
         return embeds[torch.tensor([index[prompt] for prompt in prompts])]
 
     def _find(self, prompt: str) -> PromptEmbeds | None:
@@ -69,10 +67,10 @@ class PromptCache:
         if prompt in self._kept:
             return
         self._kept[prompt] = embeds
-        self._num_bytes += _num_bytes(embeds)
+        self._num_bytes += embeds.num_bytes
         while self._num_bytes > self._max_bytes:
             _, dropped = self._kept.popitem(last=False)
-            self._num_bytes -= _num_bytes(dropped)
+            self._num_bytes -= dropped.num_bytes
 
     def _write(self, prompt: str, embeds: PromptEmbeds) -> None:
         if (path := self._path(prompt)) is None:
@@ -80,7 +78,7 @@ class PromptCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         # whole or not at all, whoever else writes the same
         temporary = path.with_suffix(f".{secrets.token_hex(4)}.tmp")
-        save_file({field.name: getattr(embeds, field.name) for field in fields(embeds)}, temporary)
+        save_file(vars(embeds), temporary)
         os.replace(temporary, path)
 
     def _path(self, prompt: str) -> Path | None:
@@ -89,10 +87,5 @@ class PromptCache:
         name = hashlib.sha256(f"{self._identity}\n{prompt}".encode()).hexdigest()
         return self._folder / name[:2] / f"{name}.safetensors"
 
-
-def _to(embeds: PromptEmbeds, device: torch.device) -> PromptEmbeds:
-    return PromptEmbeds(*(getattr(embeds, field.name).to(device).contiguous() for field in fields(embeds)))
-
-
-def _num_bytes(embeds: PromptEmbeds) -> int:
-    return sum(getattr(embeds, field.name).nbytes for field in fields(embeds))
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self._device).contiguous()

@@ -90,7 +90,7 @@ def rollout(
     """
     embeds = policy.encode_prompts(prompts)
     sigmas = policy.sigmas(sde.num_steps)  # (T + 1,)
-    device = embeds.tokens.device
+    device = sigmas.device
     num_draws = 1 + (sde.num_steps if sde.noise_level > 0 else 0)
     noise = sample_noise(seeds, num_draws, policy.latent_shape, device)  # (B, 1 + T, ...)
     sample = noise[:, 0]

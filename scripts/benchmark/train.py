@@ -54,7 +54,7 @@ class RandomPrompts(SD3Policy):
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randn(len(prompts), PROMPT_TOKENS, config.joint_attention_dim, generator=generator)
         pooled = torch.randn(len(prompts), config.pooled_projection_dim, generator=generator)
-        return PromptEmbeds(tokens.to(self.device, dtype), pooled.to(self.device, dtype))
+        return PromptEmbeds(tokens=tokens, pooled=pooled).map(lambda tensor: tensor.to(self.device, dtype))
 
 
 def make_policy(model: str, device: str, dtype: torch.dtype) -> SD3Policy:

@@ -18,7 +18,7 @@ class Encoder:
     def __call__(self, prompts):
         self.asked.append(list(prompts))
         values = torch.tensor([float(prompt) for prompt in prompts])
-        return PromptEmbeds(values[:, None, None].expand(-1, 3, 4), -values[:, None].expand(-1, 2))
+        return PromptEmbeds(tokens=values[:, None, None].expand(-1, 3, 4), pooled=-values[:, None].expand(-1, 2))
 
 
 @pytest.fixture

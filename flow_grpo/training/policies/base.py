@@ -6,28 +6,54 @@ Everything after it sees latents as an opaque tensor and tokens as (B, N, D).
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Protocol
 
 import torch
 from torch import nn
 
 
-@dataclass(frozen=True)
-class PromptEmbeds:
-    """What conditions a model on prompts. tokens: (B, L, D). pooled: (B, P)."""
+class PromptEmbeds(SimpleNamespace):
+    """What conditions a model on B prompts: tensors (B, ...), under names that the family chooses.
 
-    tokens: torch.Tensor
-    pooled: torch.Tensor
+    A family gives its own tensors, for instance `PromptEmbeds(tokens=..., mask=...)`, and reads them as attributes.
+    Everything else handles them by the methods below and knows no name.
+    """
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "PromptEmbeds":
+        """The function's result for every tensor, under the same names."""
+        return PromptEmbeds(**{name: function(tensor) for name, tensor in vars(self).items()})
 
     def __getitem__(self, rows: torch.Tensor | slice) -> "PromptEmbeds":
-        return PromptEmbeds(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return self.map(lambda tensor: tensor[rows])
+
+    def __len__(self) -> int:
+        return len(next(iter(vars(self).values())))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in vars(self).values())
 
     @staticmethod
     def cat(parts: Iterable["PromptEmbeds"]) -> "PromptEmbeds":
+        """The rows of all parts. Sequences (B, L, ...) of different lengths get zeros at their end, up to the longest.
+
+        A family whose lengths differ has a mask among its tensors: False, a zero too, is then padding.
+        """
         parts = list(parts)
-        return PromptEmbeds(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(PromptEmbeds)))
+        return PromptEmbeds(**{name: _padded_cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+
+
+def _padded_cat(tensors: list[torch.Tensor]) -> torch.Tensor:
+    if tensors[0].ndim < 2:
+        return torch.cat(tensors)
+    longest = max(tensor.shape[1] for tensor in tensors)
+    rows = []
+    for tensor in tensors:
+        missing = tensor.new_zeros(len(tensor), longest - tensor.shape[1], *tensor.shape[2:])
+        rows.append(torch.cat([tensor, missing], dim=1) if missing.shape[1] else tensor)
+    return torch.cat(rows)
 
 
 class Policy(Protocol):
@@ -54,9 +80,6 @@ class Policy(Protocol):
 
     def to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents (B, ...) as tokens (B, N, D); token 0 holds the image's top-left corner."""
-
-    def from_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The inverse of `to_tokens`."""
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) in [0, 1], fp32; decoded one by one, so that memory does not grow with B."""

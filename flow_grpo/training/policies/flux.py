@@ -26,6 +26,8 @@ class FluxPolicy(LoraPipeline):
     the model has no such embedding (FLUX.1-schnell).
     """
 
+    pipeline_class = FluxPipeline
+
     def __init__(
         self,
         pipeline: FluxPipeline,
@@ -55,7 +57,7 @@ class FluxPolicy(LoraPipeline):
         tokens, pooled, _ = self.pipeline.encode_prompt(
             prompts, prompts, device=self.device, max_sequence_length=self.max_sequence_length
         )
-        return PromptEmbeds(tokens, pooled)
+        return PromptEmbeds(tokens=tokens, pooled=pooled)
 
     def sigmas(self, num_steps: int) -> torch.Tensor:
         scheduler, (rows, columns) = self.pipeline.scheduler, self.token_grid
@@ -83,9 +85,6 @@ class FluxPolicy(LoraPipeline):
 
     def to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
         return latents
-
-    def from_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        return tokens
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return super().decode(unpatchify(latents, self.token_grid, self.patch_size))

@@ -1,10 +1,12 @@
 """From a configuration's names to a policy."""
 
+import importlib
 from pathlib import Path
 
 import torch
 
 from flow_grpo.training.policies.base import Policy
+from flow_grpo.training.policies.families import FAMILIES
 
 WEIGHT_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -18,8 +20,8 @@ def load_policy(family: str, model: str, mixed_precision: str, lora: str | None 
     """
     if lora is not None and not Path(lora).is_dir():
         raise ValueError(f"lora={lora} is no folder; give a checkpoint's lora or lora_ema")
-    pipeline_class, policy_class = _classes(family)
-    pipeline = pipeline_class.from_pretrained(model, torch_dtype=WEIGHT_DTYPES[mixed_precision])
+    policy_class = find_policy(family)
+    pipeline = policy_class.pipeline_class.from_pretrained(model, torch_dtype=WEIGHT_DTYPES[mixed_precision])
     if lora is not None:
         pipeline.load_lora_weights(lora)
         pipeline.fuse_lora(components=["transformer"])
@@ -27,18 +29,9 @@ def load_policy(family: str, model: str, mixed_precision: str, lora: str | None 
     return policy_class(pipeline, **options)
 
 
-def _classes(family: str) -> tuple[type, type]:
-    """A family's pipeline and policy, imported where asked for: diffusers takes seconds."""
-    if family == "sd3":
-        from diffusers import StableDiffusion3Pipeline
-
-        from flow_grpo.training.policies.sd3 import SD3Policy
-
-        return StableDiffusion3Pipeline, SD3Policy
-    if family == "flux":
-        from diffusers import FluxPipeline
-
-        from flow_grpo.training.policies.flux import FluxPolicy
-
-        return FluxPipeline, FluxPolicy
-    raise ValueError(f"unknown policy {family!r}; known: sd3, flux")
+def find_policy(family: str) -> type[Policy]:
+    """A family's policy class. Raises ValueError for an unknown family."""
+    if family not in FAMILIES:
+        raise ValueError(f"unknown policy {family!r}; known: {', '.join(FAMILIES)}")
+    module, _, name = FAMILIES[family].partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -4,7 +4,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from flow_grpo.training.policies.base import PromptEmbeds
-from flow_grpo.training.policies.lora_pipeline import LoraPipeline, patchify, unpatchify
+from flow_grpo.training.policies.lora_pipeline import LoraPipeline, patchify
 
 # Flow-GRPO's targets: both streams of the joint attention.
 LORA_TARGETS = [
@@ -20,6 +20,8 @@ class SD3Policy(LoraPipeline):
     alike; 1 leaves it out.
     Raises ValueError where the resolution does not fall into whole tokens.
     """
+
+    pipeline_class = StableDiffusion3Pipeline
 
     def __init__(
         self,
@@ -50,7 +52,7 @@ class SD3Policy(LoraPipeline):
             do_classifier_free_guidance=False,
             max_sequence_length=self.max_sequence_length,
         )
-        return PromptEmbeds(tokens, pooled)
+        return PromptEmbeds(tokens=tokens, pooled=pooled)
 
     def sigmas(self, num_steps: int) -> torch.Tensor:
         scheduler = self.pipeline.scheduler
@@ -61,9 +63,7 @@ class SD3Policy(LoraPipeline):
         if self._no_prompt is None:
             return self._forward(latents, sigma, embeds)
         # One pass for both halves: the conditional one first, as in `embeds`.
-        unconditional = PromptEmbeds(
-            self._no_prompt.tokens.expand_as(embeds.tokens), self._no_prompt.pooled.expand_as(embeds.pooled)
-        )
+        unconditional = self._no_prompt.map(lambda tensor: tensor.expand(len(latents), *tensor.shape[1:]))
         both = self._forward(torch.cat([latents, latents]), sigma, PromptEmbeds.cat([embeds, unconditional]))
         conditional, unconditional = both.chunk(2)
         return unconditional + self.guidance_scale * (conditional - unconditional)
@@ -82,6 +82,3 @@ class SD3Policy(LoraPipeline):
 
     def to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
         return patchify(latents, self.patch_size)
-
-    def from_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        return unpatchify(tokens, self.token_grid, self.patch_size)
