@@ -4,11 +4,11 @@ PYTHON ?= python3.11
 VENV := .venv
 VENV2 := .venv-paddleocr2
 INSTALLED := $(VENV)/.installed-$(shell cat setup.py Makefile | cksum | cut -d ' ' -f 1)
-ENVIRONMENT := PYTHONPATH=. TOKENIZERS_PARALLELISM=false ORT_DISABLE_TELEMETRY=1
+ENVIRONMENT := PYTHONPATH=. TOKENIZERS_PARALLELISM=false ORT_DISABLE_TELEMETRY=1 NO_MKDOCS_2_WARNING=1
 RUN := $(ENVIRONMENT) $(VENV)/bin/python
 RUN2 := $(ENVIRONMENT) $(VENV2)/bin/python
 
-.PHONY: demo test test-paddleocr2 lint clean
+.PHONY: demo test test-paddleocr2 docs lint clean
 
 demo: $(INSTALLED)  ## train on the embedded tiny model: about 15 minutes on two cores
 	$(RUN) scripts/demo.py
@@ -20,6 +20,9 @@ test: $(INSTALLED)  ## lint, then every test
 
 test-paddleocr2: $(VENV2)/.installed  ## the OCR engines' tests under PaddleOCR 2.10, in an environment of its own
 	$(RUN2) -m pytest tests/text_maps/test_engine.py tests/text_maps/test_paddle.py tests/text_maps/test_drawn_text.py
+
+docs: $(INSTALLED)  ## the documentation as a site: site/, warnings are errors
+	$(RUN) -m mkdocs build --strict --quiet
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .
@@ -44,4 +47,4 @@ $(VENV2)/.installed: setup.py Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV2) build dist *.egg-info
+	rm -rf $(VENV) $(VENV2) build dist site *.egg-info

@@ -30,6 +30,7 @@ TRAIN = [
     "protobuf>=4.25",
 ]
 DEEPSPEED = ["deepspeed>=0.19"]
+DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29", "nbclient>=0.10", "ipykernel>=6.29"]
 DEV = [
     "paddleocr>=3.7",
     "pytest>=8",
@@ -60,7 +61,8 @@ setup(
         "train": TRAIN,
         "deepspeed": TRAIN + DEEPSPEED,
         "demo": ["matplotlib>=3.8"],
-        "dev": PADDLEOCR + TRAIN + DEEPSPEED + DEV,
+        "docs": DOCS,
+        "dev": PADDLEOCR + TRAIN + DEEPSPEED + DOCS + DEV,
     },
     classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
 )

@@ -1,6 +1,9 @@
 """The documentation keeps up with the code: every option with its default, every link to a file that is there."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ import pytest
 from config.base import get_config
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "dataset/ocr/README.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "dataset/ocr/README.md"]
 
 
 def flat(fields, prefix=""):
@@ -51,3 +54,25 @@ def test_every_run_is_in_the_readme():
     runs = re.findall(r"^def ([a-z]\w+)\(\) -> ", source, flags=re.MULTILINE)
     text = (ROOT / "README.md").read_text()
     assert len(runs) >= 5 and [run for run in runs if f"`{run}`" not in text] == []
+
+
+TUTORIALS = sorted((ROOT / "docs/tutorials").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_code_of_a_tutorial_runs(page, tmp_path):
+    blocks = re.findall(r'^```python(?: title="(.+?)")?\n(.*?)^```$', page.read_text(encoding="utf-8"), re.M | re.S)
+    for name, code in blocks:
+        if name:
+            (tmp_path / name).write_text(code, encoding="utf-8")
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(code for name, code in blocks if not name), encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, check=True, timeout=300)
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "site/tutorials/own-scorer.html").exists()
