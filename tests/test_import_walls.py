@@ -21,7 +21,7 @@ MODEL_LIBRARIES = {
 # A fork has files of these names, and its own ideas of what stands in them.
 FORKS_OWN = {"flow_grpo.clip_scorer", "flow_grpo.ocr_scorer", "flow_grpo.rewards"}
 IMAGE_LEVEL_SCORERS = {"clip_scorer.py", "ocr_scorer.py", "pick_scorer.py"}
-TORCH_ALONE = {"sde.py", "advantages.py", "objective.py"}
+TORCH_ALONE = {"sde.py", "advantages.py", "spread.py", "controls.py", "objective.py"}
 RANK_NAMES = {"process_index", "local_process_index", "local_rank", "get_rank"}
 
 
@@ -93,7 +93,9 @@ def test_map_scorers_import_no_file_that_a_fork_has_itself(path):
 @pytest.mark.parametrize("path", TRAINING, ids=label)
 def test_sde_advantages_and_objective_know_torch_alone(path):
     if path.name in TORCH_ALONE:
-        assert third_party(imported(path)) <= {"torch"}
+        assert third_party(imported(path)) <= {"torch", "flow_grpo"}
+        ours = within(imported(path), {"flow_grpo"}) - {"flow_grpo.training"}
+        assert not ours - within(ours, {f"flow_grpo.training.{Path(name).stem}" for name in TORCH_ALONE})
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=label)

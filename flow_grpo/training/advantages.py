@@ -1,21 +1,40 @@
 """Advantages: an image's reward against its siblings', and how that credit is spread over the image's tokens.
 
 `group_advantages` compares images of one prompt. `token_advantages` hands each image's advantage A to its tokens by a
-reward map, never changing the image's mean: A stays what it is, the map says only where it was earned. Sums run in
-float64 and results are rounded to fp32, so that a constant map comes out as a weight of exactly 1.
+reward map, never changing the image's mean: A stays what it is, the map says only where it was earned (`spread`).
+`combined_token_advantages` does so for several rewards: A is the sum of their parts, and each spreads its own part by its
+own map. Sums run in float64 and results are rounded to fp32.
 """
 
 import torch
 
+from .controls import CONTROLS, controlled_maps
+from .spread import (
+    EVIDENCE,
+    MAP_KINDS,
+    MIN_EVIDENCE,
+    NEUTRAL,
+    check_flags,
+    check_group_ids,
+    check_maps,
+    group_mean,
+    token_residuals,
+    token_weights,
+)
+
+# fmt: off
+__all__ = [
+    "MODES", "COMBINES", "EVIDENCE", "CONTROLS", "MAP_KINDS", "NEUTRAL", "MIN_EVIDENCE",
+    "group_advantages", "reward_parts", "token_advantages", "combined_token_advantages", "faded_alpha",
+    "token_weights", "token_residuals", "controlled_maps", "weight_metrics", "part_metrics",
+]
+# fmt: on
+
 MODES = ("scalar", "weight", "residual")
-MAP_KINDS = ("reward", "importance")
+COMBINES = ("sum", "each")
 
 STD_EPSILON = 1e-4  # Flow-GRPO's, added to the std
-NEUTRAL = 0.5  # what a reward map holds where it has nothing to say
-MIN_EVIDENCE = 1e-4  # below this a map's mean evidence, or its whole contrast, is rounding noise
-MIN_RESIDUAL_STD = 0.05  # siblings that hardly differ are not blown up to unit contrast
-MAX_RESIDUAL = 3.0  # in units of the pooled std
-TINY_WEIGHT = 1e-30  # stands for a weight of 0, which no scaling could raise
+EQUAL = 1e-6  # of the largest reward of a group: a std below it is the rounding of equal rewards
 
 
 def group_advantages(rewards, group_ids, std="group", valid=None):
@@ -29,23 +48,50 @@ def group_advantages(rewards, group_ids, std="group", valid=None):
 
     GRPO, arXiv:2402.03300; as Flow-GRPO, the std is the population's (numpy.std) plus 1e-4.
     """
-    if std not in ("group", "global"):
-        raise ValueError(f'unknown std {std!r}; choose "group" or "global"')
-    if rewards.ndim != 1:
-        raise ValueError(f"rewards must be (B,), got shape {tuple(rewards.shape)}")
-    _check_group_ids(group_ids, rewards.shape[0])
-    num_bad = int((~rewards.isfinite()).sum())
-    if num_bad:
-        raise ValueError(f"{num_bad} of {rewards.shape[0]} rewards are NaN or Inf; mend the scorer")
-    if valid is None:
-        valid = torch.ones_like(rewards, dtype=torch.bool)
-    _check_flags("valid", valid, rewards.shape[0])
+    valid = _check_rewards(rewards, group_ids, std, valid)
     counted, ids = rewards.detach().double()[valid], group_ids[valid]  # (V,) both
-    std_ids = ids if std == "group" else torch.zeros_like(ids)
-    variance = _group_mean((counted - _group_mean(counted, std_ids)).square(), std_ids)  # (V,)
     advantages = torch.zeros_like(rewards, dtype=torch.float32)
-    advantages[valid] = ((counted - _group_mean(counted, ids)) / (variance.sqrt() + STD_EPSILON)).float()
+    advantages[valid] = ((counted - group_mean(counted, ids)) / (_std(counted, ids, std) + STD_EPSILON)).float()
     return advantages
+
+
+def reward_parts(rewards, weights, group_ids, std="global", combine="sum", adv_clip_max=5.0, valid=None):
+    """The advantage of several rewards, and the part of it that each reward earned.
+
+    rewards: {name: (B,)}. weights: {name: number}. combine: "sum" or "each". The rest as in `group_advantages`.
+    Returns advantages (B,) fp32, clamped to +-adv_clip_max, and {name: (B,) float64}, whose sum they are.
+    Raises ValueError where names differ, for an unknown combine, and as `group_advantages`.
+
+    With v_k the values of reward k, c_k the same less their group's mean, and s one std for all of them:
+        v    = sum of weight_k * v_k
+        s    = std of v, as `std` says, + 1e-4
+        A_k  = weight_k * c_k / s
+    "sum" takes v_k = reward k: A is Flow-GRPO's, of the weighted sum. "each" takes v_k = reward k, centred and divided by
+    its std in its group, so that no reward's scale counts; std="global" is then the batch-wise step of GDPO,
+    arXiv:2601.05242. Where the clamp cuts A, it cuts its parts alike.
+    """
+    if combine not in COMBINES:
+        raise ValueError(f"unknown combine {combine!r}; choose one of {', '.join(COMBINES)}")
+    if not rewards or rewards.keys() != weights.keys():
+        raise ValueError(f"rewards ({', '.join(rewards)}) and weights ({', '.join(weights)}) must have the same names")
+    for values in rewards.values():
+        valid = _check_rewards(values, group_ids, std, valid)
+    ids = group_ids[valid]
+    values = torch.stack([reward.detach().double()[valid] for reward in rewards.values()], dim=1)  # (V, K)
+    centred = values - group_mean(values, ids)
+    if combine == "each":
+        own_std = group_mean(centred.square(), ids).sqrt()
+        differ = own_std > EQUAL * torch.maximum(values.abs(), group_mean(values.abs(), ids))
+        values = centred = torch.where(differ, centred / own_std.clamp_min(torch.finfo(own_std.dtype).tiny), 0)
+    shares = torch.tensor([float(weights[name]) for name in rewards], dtype=values.dtype, device=values.device)  # (K,)
+    total = (values * shares).sum(dim=1)
+    scale = (_std(total, ids, std) + STD_EPSILON)[:, None]  # (V, 1)
+    advantages = torch.zeros(len(group_ids), dtype=torch.float32, device=values.device)
+    advantages[valid] = ((total - group_mean(total, ids)) / scale[:, 0]).float()
+    advantages = advantages.clamp(-adv_clip_max, adv_clip_max)
+    parts = torch.zeros(len(group_ids), len(shares), dtype=torch.float64, device=values.device)
+    parts[valid] = _clamped(centred * shares / scale, adv_clip_max)
+    return advantages, dict(zip(rewards, parts.unbind(dim=1), strict=True))
 
 
 def faded_alpha(alpha, sigma, gamma):
@@ -68,85 +114,116 @@ def token_advantages(
     adv_clip_max=5.0,
     map_valid=None,
     group_ids=None,
+    neutral=NEUTRAL,
+    evidence="own",
 ):
     """Each image's advantage spread over its tokens; the mean over tokens stays the image's clamped advantage.
 
     advantages: (B,), clamped to +-adv_clip_max first. token_maps: (B, N) in [0, 1], or None. map_valid: (B,) bool.
     mode: "scalar" is A, "weight" A * `token_weights`, "residual" A + lam * `token_residuals`.
-    map_kind: "reward" or "importance". alpha: the map's strength in [0, 1], number or (B,). lam: the residual's,
-    where None alpha, so that alpha = 0 is scalar in every mode. group_ids: (B,) integers, for "residual".
+    map_kind: "reward" or "importance". alpha: strength of the map in [0, 1], number or (B,). lam: strength of the
+    residual; None takes alpha, so that alpha = 0 is scalar in every mode. neutral, evidence: as in `token_weights`.
+    group_ids: (B,) integers, for "residual" and for the evidence of the group.
     Returns (B, N) fp32; (B, 1), which broadcasts, where token_maps is None.
     Raises ValueError for shapes that do not fit, an unknown mode or kind, and as `token_weights` and `token_residuals`.
     """
-    if mode not in MODES:
-        raise ValueError(f"unknown mode {mode!r} of token advantages; choose one of {', '.join(MODES)}")
+    _check_mode(mode)
     if advantages.ndim != 1:
         raise ValueError(f"advantages must be (B,), got shape {tuple(advantages.shape)}")
-    advantages = advantages.detach().float().clamp(-adv_clip_max, adv_clip_max)[:, None]  # (B, 1)
+    advantages = advantages.detach().float().clamp(-adv_clip_max, adv_clip_max)  # (B,)
     if token_maps is None:
-        return advantages
-    _check_maps(token_maps, map_valid, advantages.shape[0])
+        return advantages[:, None]
+    check_maps(token_maps, map_valid, advantages.shape[0])
     if mode == "scalar":
-        return advantages.expand(token_maps.shape)
-    if mode == "weight":
-        weights, _ = token_weights(advantages[:, 0], token_maps, map_kind, alpha, w_max, map_valid)
-        return advantages * weights  # (B, N)
-    residuals, _ = token_residuals(token_maps, group_ids, map_kind, map_valid)
-    return advantages + _column(alpha if lam is None else lam, residuals) * residuals  # (B, N)
+        return advantages[:, None].expand(token_maps.shape)
+    lam = alpha if lam is None else lam
+    change = _change(
+        advantages.double(), token_maps, map_kind, mode, alpha, lam, w_max, map_valid, neutral, evidence, group_ids
+    )
+    return (advantages[:, None].double() + change).float()  # (B, N)
 
 
-def token_weights(advantages, token_maps, map_kind, alpha=0.5, w_max=8.0, map_valid=None):
-    """Weights of mean 1 that send praise to the good places of an image and blame to the bad ones.
+def combined_token_advantages(
+    rewards,
+    weights,
+    token_maps,
+    map_kinds,
+    group_ids,
+    mode="weight",
+    combine="sum",
+    evidence="own",
+    control="none",
+    std="global",
+    alpha=0.5,
+    w_max=8.0,
+    lam=None,
+    adv_clip_max=5.0,
+    valid=None,
+    map_valid=None,
+    neutrals=None,
+    token_grid=None,
+    seed=0,
+):
+    """Several rewards' advantages, each part spread by its reward's own map, and added.
 
-    advantages: (B,), only their signs matter. token_maps: (B, N) in [0, 1]. map_valid: (B,) bool.
-    alpha: in [0, 1], number or (B,). w_max: 1 or more.
-    Returns weights (B, N) fp32, none above w_max, and fallback (B,) bool: the images whose map is invalid, holds NaN or
-    Inf, or shows no evidence (a mean under 1e-4), and whose weights are therefore 1.
-    Raises ValueError for shapes that do not fit, an unknown map_kind, numbers outside their range.
+    rewards: {name: (B,)}. weights: {name: number}. token_maps: {name: (B, N)} and map_kinds: {name: kind} of those that
+    have a map; the part of the others lies evenly on all tokens. group_ids: (B,) integers. valid: (B,) bool.
+    map_valid: {name: (B,) bool} and neutrals: {name: number}, where they are not all True and 0.5.
+    combine, std, adv_clip_max: as in `reward_parts`. mode, evidence, alpha, w_max, lam: as in `token_advantages`; the
+    residuals of several maps are averaged by the weights. control, token_grid, seed: as in `controlled_maps`.
+    Returns (B, N) fp32, (B, 1) without any map; its mean over tokens is the advantage of `reward_parts`.
+    Needs whole groups: meant for the gathered batch, once an epoch. Raises ValueError as all of these.
 
-    The evidence e is m - 0.5 of a reward map, m of an importance map. x is relu(e) for praise, relu(-e) for blame, and
-    abs(e) for an image without such a place, thus m of an importance map for both. The weight is
-    (1 - alpha) + alpha * x / mean(x), and where that passes w_max, min(c * weight, w_max) with c making the mean 1.
+    With A the advantage, A_k its parts, w_k the weights of k's map for the sign of A_k:
+        A + sum of A_k * (w_k - 1)        exactly A where every w_k is 1
     """
-    _check_weighting(map_kind, alpha, w_max)
-    _check_maps(token_maps, map_valid, advantages.shape[0])
-    usable = _usable(token_maps, map_valid)[:, None]  # (B, 1)
-    evidence = token_maps.detach().double() - (NEUTRAL if map_kind == "reward" else 0)
-    sided = torch.where(advantages[:, None] < 0, -evidence, evidence).relu()  # (B, N)
-    has_side = sided.mean(dim=1, keepdim=True) >= MIN_EVIDENCE
-    strength = torch.where(has_side, sided, evidence.abs())  # x, (B, N)
-    mean = strength.mean(dim=1, keepdim=True)
-    fallback = ~usable | (mean < MIN_EVIDENCE)  # (B, 1)
-    relative = torch.where(fallback, 1, strength / mean.clamp_min(MIN_EVIDENCE))  # (B, N), NaN ends here
-    weights = _capped(1 + _column(alpha, relative) * (relative - 1), w_max)
-    return weights.float(), fallback[:, 0]
+    _check_mode(mode)
+    if not token_maps.keys() <= rewards.keys() or token_maps.keys() != map_kinds.keys():
+        raise ValueError(
+            f"token_maps ({', '.join(token_maps)}) and map_kinds ({', '.join(map_kinds)}) must have the same names, "
+            f"of rewards ({', '.join(rewards)})"
+        )
+    advantages, parts = reward_parts(rewards, weights, group_ids, std, combine, adv_clip_max, valid)
+    total_weight = sum(weights.values())
+    spread = advantages[:, None].double()  # (B, 1)
+    for name, maps in token_maps.items():
+        check_maps(maps, None, len(advantages))
+        if mode == "scalar":
+            spread = spread.expand(maps.shape)
+            continue
+        neutral = (neutrals or {}).get(name, NEUTRAL)
+        maps, map_ok = controlled_maps(
+            maps,
+            map_kinds[name],
+            control,
+            group_ids,
+            (map_valid or {}).get(name),
+            neutral,
+            rewards[name],
+            token_grid,
+            seed,
+        )
+        strength = (alpha if lam is None else lam) * weights[name] / total_weight
+        spread = spread + _change(
+            parts[name], maps, map_kinds[name], mode, alpha, strength, w_max, map_ok, neutral, evidence, group_ids
+        )
+    return spread.float()
 
 
-def token_residuals(token_maps, group_ids, map_kind, map_valid=None):
-    """How much better each token is than the same place in the sibling images; the mean over an image's tokens is 0.
+def part_metrics(rewards, parts, group_ids, valid):
+    """How several rewards share the advantage, over the valid images (B,) bool.
 
-    token_maps: (B, N) in [0, 1]. group_ids: (B,) integers. map_kind: "reward". map_valid: (B,) bool.
-    Returns residuals (B, N) fp32 and fallback (B,) bool: the images whose map is invalid, holds NaN or Inf, or is
-    constant, and whose residuals are therefore 0. To its siblings a constant map still counts, the others do not.
-    Needs whole groups: meant for the gathered batch, once an epoch; it may wait for the GPU. Order changes no bit.
-    Raises ValueError for shapes that do not fit, and for importance maps: they do not say how good a place is.
-
-    u = m - group mean of m, centred over tokens, over max(pooled std, 0.05), clipped at 3, centred again. The pooled
-    std is one number: the root mean square of u over all tokens of all usable images.
+    {name}/advantage_share: its mean |A_k|, of the sum over all rewards. {name}/group_std: of its own values in a group,
+    the mean over images. sign_disagreement: images of which one reward's part is praise and another's blame.
     """
-    _check_residual(token_maps, group_ids, map_kind, map_valid)
-    usable = _usable(token_maps, map_valid)  # (B,)
-    maps, ids = token_maps.detach().double()[usable], group_ids[usable]  # (U, N), (U,)
-    centred = maps - _group_mean(maps, ids)  # u, (U, N)
-    centred = centred - centred.mean(dim=1, keepdim=True)
-    pooled_std = _group_mean(centred.square().mean(dim=1), torch.zeros_like(ids)).sqrt()[:, None]  # (U, 1), all equal
-    scaled = (centred / pooled_std.clamp_min(MIN_RESIDUAL_STD)).clamp(-MAX_RESIDUAL, MAX_RESIDUAL)
-    flat = maps.amax(dim=1) - maps.amin(dim=1) < MIN_EVIDENCE  # (U,)
-    residuals = torch.zeros_like(token_maps, dtype=torch.float32)
-    residuals[usable] = torch.where(flat[:, None], 0, scaled - scaled.mean(dim=1, keepdim=True)).float()
-    fallback = ~usable
-    fallback[usable] = flat
-    return residuals, fallback
+    sizes = {name: part[valid].abs().mean() for name, part in parts.items()}
+    whole = sum(sizes.values()).clamp_min(torch.finfo(torch.float64).tiny)
+    metrics = {f"{name}/advantage_share": size / whole for name, size in sizes.items()}
+    for name, reward in rewards.items():
+        metrics[f"{name}/group_std"] = _std(reward.double()[valid], group_ids[valid], "group").mean()
+    every = torch.stack([part[valid] for part in parts.values()])  # (K, V)
+    metrics["sign_disagreement"] = ((every > 0).any(dim=0) & (every < 0).any(dim=0)).double().mean()
+    return metrics
 
 
 def weight_metrics(weights, fallback):
@@ -161,75 +238,47 @@ def weight_metrics(weights, fallback):
     }
 
 
-def _capped(weights, w_max):
-    """Weights of mean 1, none above w_max: min(c * w, w_max) with the one scale c that makes the mean 1.
-
-    Capping and renormalising in turn would end there: some tokens at the cap, the others share the rest in proportion.
-    Found by trying every number k of capped tokens at once; the first to leave no other token above the cap is right.
-    """
-    num_tokens = weights.shape[1]
-    w_max = min(w_max, num_tokens)  # all the weight on one token; an infinite cap is none
-    weights = weights.clamp_min(TINY_WEIGHT)
-    ordered = weights.sort(dim=1, descending=True).values  # (B, N)
-    rest = ordered.flip(1).cumsum(dim=1).flip(1)  # (B, N), column k: the sum without the k largest
-    num_capped = torch.arange(num_tokens, device=weights.device)
-    scale = (num_tokens - num_capped * w_max) / rest  # (B, N)
-    too_few = (scale * ordered > w_max).cumprod(dim=1)  # (B, N), 1 until enough are capped
-    first = too_few.sum(dim=1, keepdim=True).clamp_max(num_tokens - 1)  # (B, 1)
-    return (scale.gather(1, first) * weights).clamp_max(w_max)
+def _change(part, maps, map_kind, mode, alpha, lam, w_max, map_valid, neutral, evidence, group_ids):
+    """What a map adds to the even spread of a part (B,): (B, N) float64, of mean 0, exactly 0 where it says nothing."""
+    if mode == "weight":
+        weights, _ = token_weights(part, maps, map_kind, alpha, w_max, map_valid, neutral, evidence, group_ids)
+        return part[:, None] * (weights.double() - 1)
+    residuals, _ = token_residuals(maps, group_ids, map_kind, map_valid)
+    lam = lam.to(residuals).reshape(-1, 1) if isinstance(lam, torch.Tensor) else lam
+    return lam * residuals.double()
 
 
-def _group_mean(values, group_ids):
-    """Each row's group mean: values (B, ...), group_ids (B,) -> (B, ...)."""
-    means = torch.empty_like(values)
-    for group_id in group_ids.unique():
-        members = group_ids == group_id
-        ordered = values[members].sort(dim=0).values  # summed by size: the order of the batch changes no bit
-        lowest = ordered[:1]
-        means[members] = lowest + (ordered - lowest).mean(dim=0)  # exact where all are equal
-    return means
+def _clamped(parts, limit):
+    """Parts (V, K) whose sum lies within +-limit, all of an image cut by one factor; what cancels is held to it, too."""
+    total = parts.sum(dim=1, keepdim=True)  # (V, 1)
+    parts = parts * (limit / total.abs().clamp_min(limit))
+    praise, blame = parts.relu().sum(dim=1, keepdim=True), (-parts).relu().sum(dim=1, keepdim=True)
+    # two rewards against each other: their std is small and both parts are large, though the sum is not
+    excess = (torch.minimum(praise, blame) - limit).relu()
+    return parts * (1 - excess / torch.where(parts > 0, praise, blame).clamp_min(limit))
 
 
-def _usable(token_maps, map_valid):
-    finite = token_maps.isfinite().all(dim=1)  # (B,)
-    return finite if map_valid is None else finite & map_valid
+def _std(values, group_ids, std):
+    """Each value's standard deviation: (V,) of its own group, or one for all."""
+    ids = group_ids if std == "group" else torch.zeros_like(group_ids)
+    return group_mean((values - group_mean(values, ids)).square(), ids).sqrt()
 
 
-def _column(value, like):
-    """A number stays; (B,) becomes (B, 1) of like's type."""
-    return value.to(like).reshape(-1, 1) if isinstance(value, torch.Tensor) else value
+def _check_mode(mode):
+    if mode not in MODES:
+        raise ValueError(f"unknown mode {mode!r} of token advantages; choose one of {', '.join(MODES)}")
 
 
-def _check_group_ids(group_ids, batch):
-    integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    if not isinstance(group_ids, torch.Tensor) or group_ids.dtype not in integers or group_ids.shape != (batch,):
-        shape, dtype = tuple(getattr(group_ids, "shape", ())), getattr(group_ids, "dtype", type(group_ids).__name__)
-        raise ValueError(f"group_ids must be an integer tensor of shape ({batch},), got {dtype} of shape {shape}")
-
-
-def _check_maps(token_maps, map_valid, batch):
-    if token_maps.ndim != 2 or token_maps.shape[0] != batch:
-        raise ValueError(f"token_maps must be ({batch}, N), pooled to tokens; got {tuple(token_maps.shape)}")
-    if map_valid is not None:
-        _check_flags("map_valid", map_valid, batch)
-
-
-def _check_flags(name, flags, batch):
-    if flags.shape != (batch,) or flags.dtype != torch.bool:
-        raise ValueError(f"{name} must be bool ({batch},), got {flags.dtype} {tuple(flags.shape)}")
-
-
-def _check_weighting(map_kind, alpha, w_max):
-    if map_kind not in MAP_KINDS:
-        raise ValueError(f"unknown map_kind {map_kind!r}; choose one of {', '.join(MAP_KINDS)}")
-    if not isinstance(alpha, torch.Tensor) and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha={alpha} must lie between 0 (scalar) and 1 (all credit by the map)")
-    if w_max < 1:
-        raise ValueError(f"w_max={w_max} must be 1 or more: weights of mean 1 cannot all lie below it")
-
-
-def _check_residual(token_maps, group_ids, map_kind, map_valid):
-    if map_kind != "reward":
-        raise ValueError(f'mode "residual" takes "reward" maps, got {map_kind!r}; use mode "weight"')
-    _check_maps(token_maps, map_valid, token_maps.shape[0])
-    _check_group_ids(group_ids, token_maps.shape[0])
+def _check_rewards(rewards, group_ids, std, valid):
+    if std not in ("group", "global"):
+        raise ValueError(f'unknown std {std!r}; choose "group" or "global"')
+    if rewards.ndim != 1:
+        raise ValueError(f"rewards must be (B,), got shape {tuple(rewards.shape)}")
+    check_group_ids(group_ids, rewards.shape[0])
+    num_bad = int((~rewards.isfinite()).sum())
+    if num_bad:
+        raise ValueError(f"{num_bad} of {rewards.shape[0]} rewards are NaN or Inf; mend the scorer")
+    if valid is None:
+        valid = torch.ones_like(rewards, dtype=torch.bool)
+    check_flags("valid", valid, rewards.shape[0])
+    return valid

@@ -297,10 +297,33 @@ def test_fallback_counts_every_map_that_was_not_used():
     assert torch.equal(weights[1:], torch.ones(5, 3))
 
 
-@pytest.mark.parametrize("evidence, is_fallback", [(0.5e-4, True), (2e-4, False)])
-def test_faint_evidence_falls_back(evidence, is_fallback):
-    maps = torch.tensor([[0.0, 2 * evidence]])  # a mean of evidence
-    assert token_weights(torch.ones(1), maps, "importance")[1].item() is is_fallback
+@pytest.mark.parametrize("largest, is_fallback", [(0.9e-4, True), (2e-4, False)])
+@pytest.mark.parametrize("num_tokens", [2, 64, 16384])
+def test_faint_evidence_falls_back_at_any_resolution(num_tokens, largest, is_fallback):
+    maps = torch.zeros(1, num_tokens)
+    maps[0, 1] = largest
+    weights, fallback = token_weights(torch.ones(1), maps, "importance")
+    assert fallback.item() is is_fallback
+    assert (weights == 1).all().item() is is_fallback
+
+
+def test_evidence_that_fades_away_fades_out_without_a_jump():
+    maps = torch.rand(1, 64, generator=torch.Generator().manual_seed(0))
+    levels = torch.linspace(0, 2e-3, 400)[:, None]
+    weights, _ = token_weights(torch.ones(400), levels * maps / maps.max(), "importance", alpha=1)
+    assert torch.equal(weights[0], torch.ones(64))
+    # the steepest part takes 9e-4 to go from even to all
+    assert weights.diff(dim=0).abs().max() < 1.1 * weights[-1].sub(1).abs().max() * (2e-3 / 399) / 9e-4
+
+
+def test_a_side_that_fades_away_fades_into_the_other_without_a_jump():
+    """One token is bad throughout; one is good, ever less. Praise moves from the good one to where there is anything."""
+    good = torch.linspace(0.02, 0, 2001)
+    maps = torch.full((2001, 8), 0.5)
+    maps[:, 0], maps[:, 1] = 0.5 + good, 0.1
+    weights, fallback = token_weights(torch.ones(2001), maps, "reward", alpha=0.5)
+    assert not fallback.any() and weights[0, 0] > 4 and weights[-1, 1] > 4
+    assert weights.diff(dim=0).abs().max() < 0.02
 
 
 def test_strength_may_differ_by_image():
