@@ -11,6 +11,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from config.validation import resolve
 from flow_grpo.training.distributed import Distributed
+from flow_grpo.training.interrupt import keep_printing
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="config/grpo.py:NAME; fields by --config.FIELD=VALUE")
 
@@ -19,6 +20,7 @@ CONFIG = config_flags.DEFINE_config_file("config", help_string="config/grpo.py:N
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; fields are set by --config.FIELD=VALUE")
+    keep_printing()
     config, geometry = resolve(CONFIG.value, Distributed.launched_processes())
     # The trainer brings diffusers and the rest; what is wrong with a configuration is said before.
     from flow_grpo.training.trainer import Trainer

@@ -1,17 +1,26 @@
 """Where a run's numbers and pictures go: metrics.jsonl and wandb. No other file says wandb."""
 
 import json
+import logging
+import netrc
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
 
 from flow_grpo.training.samples import Sample, sheet
+
+logger = logging.getLogger(__name__)
+
+INIT_SECONDS = 30  # that a run waits for wandb's server at its start
+FINISH_SECONDS = 300  # and for the upload at its end; what is not uploaded then stays on disk
 
 
 class Tracker(Protocol):
@@ -40,57 +49,168 @@ class NullTracker:
 class RunTracker:
     """Writes `metrics.jsonl` and `images/` in the run's folder, and the same to wandb, the samples as tables.
 
-    wandb is online where WANDB_API_KEY is set or its own WANDB_MODE says so, else offline (`wandb sync` uploads it
-    later). A resumed run continues the same wandb run; epochs that it repeats are dropped from metrics.jsonl first.
+    A resumed run continues the same wandb run; epochs that it repeats are dropped from metrics.jsonl first.
+    Nothing here ends a run: what cannot be written is warned of once, and left out from then on.
     """
 
     def __init__(self, run_dir: Path, project: str, config: dict[str, Any], first_epoch: int = 0):
-        import wandb
-
         self._run_dir = run_dir
         self._metrics_path = run_dir / "metrics.jsonl"
         _drop_epochs_from(self._metrics_path, first_epoch)
-        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
-        self._wandb = wandb
-        self._run = wandb.init(
-            project=project,
-            name=run_dir.name,
-            id=_run_id(run_dir),
-            resume="allow" if mode == "online" else None,
-            dir=run_dir,
-            config=config,
-            mode=mode,
-            settings=wandb.Settings(silent=True),
-        )
+        self._can_write = True
+        self._wandb = _Wandb(run_dir, project, config)
 
     def log(self, metrics: dict[str, float], epoch: int) -> None:
-        with self._metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"epoch": epoch, **metrics}) + "\n")
-        self._run.log({"epoch": epoch, **metrics})
+        row = {"epoch": epoch, **metrics}
+        with self._warning_once(), self._metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self._wandb.log(lambda _: row)
 
     def log_samples(self, name: str, samples: Sequence[Sample], epoch: int) -> None:
         """A sheet of the samples as images/NAME-EPOCH.png; in wandb their table under `name`, and the sheet beside it."""
-        path = self._run_dir / "images" / f"{name.replace('/', '-')}-{epoch:06d}.png"
-        path.parent.mkdir(exist_ok=True)
         picture = sheet(samples)
-        picture.save(path)
+        path = self._run_dir / "images" / f"{name.replace('/', '-')}-{epoch:06d}.png"
+        with self._warning_once():
+            path.parent.mkdir(exist_ok=True)
+            picture.save(path)
         rows = [sample.row() for sample in samples]
-        table = self._wandb.Table(list(rows[0]), [[self._cell(value) for value in row.values()] for row in rows])
-        with _staged_in(self._run_dir / "wandb"):
-            # wandb shows the table of one epoch at a time, and a picture's epochs by a slider
-            self._run.log({"epoch": epoch, name: table, f"{name}_sheet": self._wandb.Image(picture)})
 
-    def _cell(self, value: Any) -> Any:
-        return self._wandb.Image(Image.fromarray(value)) if isinstance(value, np.ndarray) else value
+        def table(wandb) -> dict[str, Any]:
+            # wandb shows the table of one epoch at a time, and a picture's epochs by a slider
+            cells = [[_cell(wandb, value) for value in row.values()] for row in rows]
+            return {"epoch": epoch, name: wandb.Table(list(rows[0]), cells), f"{name}_sheet": wandb.Image(picture)}
+
+        with _staged_in(self._run_dir / "wandb"):
+            self._wandb.log(table)
 
     def finish(self) -> None:
-        self._run.finish()
+        self._wandb.finish()
+
+    @contextmanager
+    def _warning_once(self) -> Iterator[None]:
+        """A disk that is full, or gone, costs the rows that it does not take; a checkpoint would say so more loudly."""
+        try:
+            yield
+        except OSError as error:
+            if self._can_write:
+                logger.warning("metrics and images cannot be written (%s); the run goes on without those", error)
+            self._can_write = False
+
+
+class _Wandb:
+    """A wandb run that may fail at any moment, and is then given up with one warning.
+
+    wandb's work is done by a process of its own, which a scheduler's signal or a full memory may end before the run. What
+    it raises then is of any kind, so that every Exception is caught here, around calls of wandb and nothing else.
+    """
+
+    def __init__(self, run_dir: Path, project: str, config: dict[str, Any]):
+        self._run = self._module = None
+        mode, failure = "disabled", None
+        with self._giving_up("to start"):
+            import wandb
+
+            self._module = wandb
+            mode = _wandb_mode(wandb)
+            settings = {"project": project, "name": run_dir.name, "id": _run_id(run_dir), "dir": run_dir}
+            settings |= {"config": config}
+            try:
+                self._run = _init_wandb(wandb, mode, settings)
+            except Exception as error:
+                if mode != "online":
+                    raise
+                # No network, a wrong key, a server that is down: all of it is on disk then, for a later upload.
+                failure, mode = error, "offline"
+                _tear_down(wandb)
+                self._run = _init_wandb(wandb, mode, settings)
+            # Charts over epochs, not over the number of calls.
+            self._run.define_metric("epoch")
+            self._run.define_metric("*", step_metric="epoch")
+        if self._run is not None:
+            _announce(self._run, mode, run_dir, failure)
+
+    def log(self, row: Callable[[ModuleType], dict[str, Any]]) -> None:
+        """row: gives what to log, made of wandb's own types."""
+        with self._giving_up("during the run"):
+            if self._run is not None:
+                self._run.log(row(self._module))
+
+    def finish(self) -> None:
+        with self._giving_up("at the end"):
+            if self._run is not None:
+                self._run.finish()
+
+    @contextmanager
+    def _giving_up(self, when: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            logger.warning(
+                "wandb failed %s (%s: %s) and is given up; metrics.jsonl and images/ go on without it",
+                *(when, type(error).__name__, error),
+            )
+            self._run = None
+            _tear_down(self._module)
+
+
+def _wandb_mode(wandb: ModuleType) -> str:
+    """WANDB_MODE or `wandb offline` where they say something, else online where there is a key."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode
+    settings = wandb.setup().settings
+    if settings.mode != "online":
+        return settings.mode
+    has_key = settings.api_key or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or _netrc_has(settings.base_url)
+    return "online" if has_key else "offline"
+
+
+def _netrc_has(url: str) -> bool:
+    """Whether `wandb login` has left a key for this server."""
+    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        return netrc.netrc(path).authenticators(urlsplit(url).netloc) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _init_wandb(wandb: ModuleType, mode: str, options: dict[str, Any]):
+    return wandb.init(
+        **options,
+        mode=mode,
+        resume="allow" if mode == "online" else None,
+        settings=wandb.Settings(silent=True, init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS),
+    )
+
+
+def _tear_down(wandb: ModuleType | None) -> None:
+    """End what is left of wandb, so that neither its exit handler nor a later run meets it."""
+    try:
+        if wandb is not None:
+            wandb.teardown()
+    except (Exception, SystemExit):  # the latter where its process was killed
+        pass
+
+
+def _announce(run: Any, mode: str, run_dir: Path, failure: Exception | None) -> None:
+    """One line that says where the run's metrics can be seen."""
+    if mode == "online":
+        print(f"wandb: {run.url}", flush=True)
+    elif mode == "offline":
+        if failure is not None:
+            reason = f"{type(failure).__name__}: {failure}".splitlines()[0]
+            logger.warning("wandb is offline, since it did not answer (%s); WANDB_MODE=offline does not ask", reason)
+        print(f"wandb: offline; `wandb sync {run_dir}/wandb/offline-run-*` uploads it", flush=True)
+    else:
+        print(f"wandb: {mode}", flush=True)
+
+
+def _cell(wandb: ModuleType, value: Any) -> Any:
+    return wandb.Image(Image.fromarray(value)) if isinstance(value, np.ndarray) else value
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.jsonl."""
-    path = run_dir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """The rows of a run's metrics.jsonl; a line that a kill or a full disk cut short is passed over."""
+    return [row for _, row in _read_rows(run_dir / "metrics.jsonl")]
 
 
 @contextmanager
@@ -114,17 +234,27 @@ def _staged_in(folder: Path) -> Iterator[None]:
 def _drop_epochs_from(path: Path, first_epoch: int) -> None:
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    # A run killed while writing leaves a last line without its end.
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] < first_epoch]
     temporary = path.with_suffix(".tmp")
+    kept = [line for line, row in _read_rows(path) if row["epoch"] < first_epoch]
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """Every whole line with the row that it holds."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if line.endswith("\n"):
+            yield line, row
 
 
 def _run_id(run_dir: Path) -> str:
     """The wandb id of this folder's run, drawn once."""
     path = run_dir / "wandb_id.txt"
-    if not path.exists():
+    if not path.exists() or not path.read_text(encoding="utf-8").strip():
         path.write_text(secrets.token_hex(4), encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()

@@ -5,10 +5,13 @@ import json
 import os
 
 import numpy as np
+import psutil
 import pytest
+import wandb
 from PIL import Image
 from tiny_run import logged_tables
 
+from flow_grpo.training import tracking
 from flow_grpo.training.samples import Sample
 from flow_grpo.training.tracking import NullTracker, RunTracker, read_metrics
 
@@ -106,6 +109,75 @@ def test_the_pictures_of_a_table_wait_in_the_runs_folder_for_their_upload(tracke
     ]
     assert colors == [RED, GREEN, BLUE]
     assert "WANDB_DATA_DIR" not in os.environ
+
+
+def warnings(caplog):
+    """What this project says; wandb's own log is another matter."""
+    return [record.message for record in caplog.records if record.name.startswith("flow_grpo")]
+
+
+def wandb_process():
+    """The process of its own that does wandb's work."""
+    (process,) = [child for child in psutil.Process().children() if child.name().startswith("wandb-core")]
+    return process
+
+
+def test_a_run_goes_on_without_wandb_where_its_process_is_killed(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracker = RunTracker(tmp_path, "flow_grpo_tests", {})
+    tracker.log({"rollout/reward_mean": 0.5}, 0)
+    wandb_process().kill()
+    for epoch in (1, 2, 3):
+        tracker.log({"rollout/reward_mean": 0.5}, epoch)
+    tracker.log_samples("eval/samples", SAMPLES, 3)
+    tracker.finish()
+    assert [row["epoch"] for row in read_metrics(tmp_path)] == [0, 1, 2, 3]
+    assert (tmp_path / "images" / "eval-samples-000003.png").is_file()
+    (warning,) = warnings(caplog)
+    assert "wandb failed during the run" in warning and "is given up" in warning
+    later = RunTracker(tmp_path / "..", "flow_grpo_tests", {})  # in the same process, with a wandb process of its own
+    later.finish()
+    assert len(warnings(caplog)) == 1
+
+
+def test_a_key_of_wandb_login_is_tried_and_without_an_answer_the_run_is_offline(tmp_path, caplog, capsys, monkeypatch):
+    """Nobody listens at the address, as on a node without a network."""
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setattr(tracking, "INIT_SECONDS", 1)
+    tracking._tear_down(wandb)  # its settings are read once a process
+    (tmp_path / "netrc").write_text(f"machine 127.0.0.1:9 login user password {'0' * 40}\n")
+    (tmp_path / "netrc").chmod(0o600)
+    tracker = RunTracker(tmp_path, "flow_grpo_tests", {})
+    tracker.log({"rollout/reward_mean": 0.5}, 0)
+    tracker.finish()
+    tracking._tear_down(wandb)
+    (warning,) = warnings(caplog)
+    assert "wandb is offline, since it did not answer" in warning and "WANDB_MODE=offline" in warning
+    assert f"wandb sync {tmp_path}" in capsys.readouterr().out
+    assert list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+
+
+def test_a_disk_that_takes_no_more_metrics_is_warned_of_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    tracker = RunTracker(tmp_path, "flow_grpo_tests", {})
+    (tmp_path / "metrics.jsonl").mkdir()  # cannot be opened as a file, by root neither
+    for epoch in range(2):
+        tracker.log({"rollout/reward_mean": 0.5}, epoch)
+    (warning,) = warnings(caplog)
+    assert "metrics and images cannot be written" in warning
+
+
+def test_lines_of_metrics_that_were_cut_short_are_passed_over(tmp_path, monkeypatch):
+    """A full disk cuts a line, and what is written later is joined to it."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    rows = ['{"epoch": 0}\n', '{"epoch": 1, "rol{"epoch": 2}\n', '{"epoch": 3}\n', '{"epoch": 4']
+    (tmp_path / "metrics.jsonl").write_text("".join(rows))
+    assert [row["epoch"] for row in read_metrics(tmp_path)] == [0, 3]
+    RunTracker(tmp_path, "flow_grpo_tests", {}, first_epoch=3).log({}, 3)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"epoch": 0}\n{"epoch": 3}\n'
 
 
 def test_a_run_without_metrics_has_no_rows(tmp_path):
