@@ -23,9 +23,10 @@ def main(argv: list[str]) -> None:
     keep_printing()
     config, geometry = resolve(CONFIG.value, Distributed.launched_processes())
     # The trainer brings diffusers and the rest; what is wrong with a configuration is said before.
+    from flow_grpo.training.build import build
     from flow_grpo.training.trainer import Trainer
 
-    Trainer(config, geometry, Distributed(config.mixed_precision)).train()
+    Trainer(build(config, geometry, Distributed(config.mixed_precision))).train()
 
 
 if __name__ == "__main__":

@@ -1,22 +1,29 @@
 """Who earned it: an epoch's scores as the token advantages of every trained step, and as weights of its KL.
 
 Computed over the samples of all processes, so that their number changes nothing; each then takes its own.
+
+A map's evidence says where it has something to say: a reward map's is its distance from 0.5, its neutral; an importance
+map's is the map itself. The KL may hold everything else to the base model.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from flow_grpo.training.advantages import (
+from .advantages import (
+    MIN_EVIDENCE,
+    NEUTRAL,
     faded_alpha,
     group_advantages,
     token_advantages,
     token_weights,
     weight_metrics,
 )
-from flow_grpo.training.evidence import background_weights, evidence_metrics, map_evidence, rewarded_region
-from flow_grpo.training.scoring import Scored
+from .records import Credit, Scored
+
+COVERED = 0.05  # evidence of a token that counts as covered: a tenth of what a reward map can have
 
 
 @dataclass(frozen=True)
@@ -31,26 +38,8 @@ class CreditRule:
     clip_max: float
 
 
-@dataclass(frozen=True)
-class Credit:
-    """What the update needs of the scores.
-
-    advantages: (S, B, N), (S, B, 1) where no map counts. region: (B, N) in [0, 1], where the maps say something, or
-    None without maps. kl_weights: (B, N) of mean 1, or None: all alike.
-    """
-
-    advantages: torch.Tensor
-    region: torch.Tensor | None
-    kl_weights: torch.Tensor | None
-
-    def __getitem__(self, rows: slice) -> "Credit":
-        """The credit of some of the samples."""
-        region, weights = (None if part is None else part[rows] for part in (self.region, self.kl_weights))
-        return Credit(self.advantages[:, rows], region, weights)
-
-
 def assign_credit(
-    scored: Scored, rewards: Mapping[str, float], rule: CreditRule, sigmas: list[float], spatial_kl: float
+    scored: Scored, sigmas: list[float], rewards: Mapping[str, float], rule: CreditRule, spatial_kl: float
 ) -> tuple[Credit, dict[str, float]]:
     """The credit of samples at steps that begin at these sigmas, and what it measured.
 
@@ -121,3 +110,45 @@ def _metrics(
             measured |= weight_metrics(weights, fallback)
         metrics |= {f"map/{name}/{key}": value for key, value in measured.items()}
     return {name: float(value) for name, value in metrics.items()}
+
+
+def map_evidence(token_maps, map_kind, map_valid=None):
+    """How much each token's map says: (B, N) fp32, 0 or more; 0 throughout where the map is invalid, NaN or Inf.
+
+    token_maps: (B, N) in [0, 1]. map_kind: "reward" or "importance". map_valid: (B,) bool.
+    """
+    maps = token_maps.detach().float()
+    evidence = (maps - NEUTRAL).abs() if map_kind == "reward" else maps
+    usable = maps.isfinite().all(dim=1)
+    if map_valid is not None:
+        usable = usable & map_valid
+    return torch.where(usable[:, None], evidence, 0)
+
+
+def rewarded_region(evidence):
+    """Evidence (B, N) as a share of the image's largest: 1 where a map says most, 0 where it says nothing."""
+    largest = evidence.amax(dim=1, keepdim=True)
+    return torch.where(largest < MIN_EVIDENCE, 0, evidence / largest.clamp_min(MIN_EVIDENCE))
+
+
+def background_weights(region, strength):
+    """Weights (B, N) of mean 1 for a KL per token, lower the more a token belongs to the region.
+
+    region: (B, N) in [0, 1]. strength: 0 weighs all tokens alike; 1 leaves the region's heart without KL.
+    A region that holds the whole image alike, or nothing of it, weighs all tokens alike.
+    """
+    weights = 1 - strength * region
+    mean = weights.mean(dim=1, keepdim=True)
+    return torch.where(mean < MIN_EVIDENCE, 1, weights / mean.clamp_min(MIN_EVIDENCE))
+
+
+def evidence_metrics(evidence):
+    """What maps look like, as 0-dim tensors: over ranks of equal batches each reduces by its mean.
+
+    coverage: tokens with evidence above 0.05. entropy: of the evidence's distribution over the tokens, as a share of
+    log N: 1 is even, 0 all in one token; an image without evidence counts as even.
+    """
+    total = evidence.sum(dim=1, keepdim=True)
+    share = torch.where(total > 0, evidence / total.clamp_min(1e-30), 1 / evidence.shape[1])  # (B, N)
+    entropy = -torch.xlogy(share, share).sum(dim=1) / math.log(max(evidence.shape[1], 2))
+    return {"coverage": (evidence > COVERED).float().mean(), "entropy": entropy.mean()}

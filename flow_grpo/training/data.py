@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from flow_grpo.training.seeds import sample_seed, seeded
+
 # What a split's file may be called; the last is Flow-GRPO's name for its GenEval prompts.
 _ENDINGS = (".txt", ".jsonl", "_metadata.jsonl")
 
@@ -150,19 +152,3 @@ class GroupSampler:
         passes = {i // num_prompts for i in indices}
         orders = {p: torch.randperm(num_prompts, generator=seeded(self.seed, p)).tolist() for p in passes}
         return [orders[i // num_prompts][i % num_prompts] for i in indices]
-
-
-def seeded(*numbers: int) -> torch.Generator:
-    """A CPU generator for this tuple of numbers."""
-    return torch.Generator().manual_seed(sample_seed(*numbers))
-
-
-def sample_seed(*numbers: int) -> int:
-    """Mix numbers into one 63-bit seed; neighbouring numbers give unrelated seeds (splitmix64's finaliser)."""
-    mask, state = (1 << 64) - 1, 0
-    for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) & mask
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
-        state ^= state >> 31
-    return state >> 1

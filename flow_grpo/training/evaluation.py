@@ -6,12 +6,12 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from flow_grpo.rewards import MultiScore
-from flow_grpo.training.data import sample_seed
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.image_signals import image_signals
 from flow_grpo.training.policies.base import Policy
 from flow_grpo.training.rollout import SDE, rollout
 from flow_grpo.training.samples import RecordingScore, Sample
+from flow_grpo.training.seeds import sample_seed
 
 
 @dataclass(frozen=True)

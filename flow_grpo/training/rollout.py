@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from flow_grpo.training.data import sample_seed
 from flow_grpo.training.policies.base import Policy, PromptEmbeds
 from flow_grpo.training.sde import kl_per_token, log_prob_per_token, sde_step
+from flow_grpo.training.seeds import sample_seed
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The scores of an epoch's samples, with their maps pooled to the policy's tokens."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,32 +9,8 @@ from flow_grpo.reward_map import pool_to_tokens
 from flow_grpo.rewards import MultiScore
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.image_signals import image_signals
+from flow_grpo.training.records import Scored, TokenMap
 from flow_grpo.training.samples import RecordingScore
-
-
-@dataclass(frozen=True)
-class TokenMap:
-    """One reward's maps. values: (B, N). kind: "reward" or "importance". valid: (B,) bool."""
-
-    values: torch.Tensor
-    kind: str
-    valid: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Samples with their scores.
-
-    rewards: (B,), the weighted sum. valid: (B,) bool, False where an image could not be scored and its numbers mean
-    nothing. group_ids: (B,), siblings share one. maps: by reward name, where it has one.
-    details: {name: (B,)}, each reward by itself, what its scorer measured on the way, and the images' signals.
-    """
-
-    rewards: torch.Tensor
-    valid: torch.Tensor
-    group_ids: torch.Tensor
-    maps: dict[str, TokenMap]
-    details: dict[str, torch.Tensor]
 
 
 def submit_samples(

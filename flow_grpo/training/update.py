@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from tqdm.auto import tqdm
 
-from flow_grpo.training.credit import Credit
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.ema import ExponentialMovingAverage
 from flow_grpo.training.objective import grpo_loss, ratio_norm
 from flow_grpo.training.policies.base import Policy
+from flow_grpo.training.records import Credit
 from flow_grpo.training.rollout import SDE, Trajectories, kl_to_base, pack, replay
 
 

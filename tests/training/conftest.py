@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from config.validation import resolve
+from flow_grpo.training.build import build
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.policies.load import load_policy
 from flow_grpo.training.trainer import Trainer
@@ -80,7 +81,7 @@ def make_trainer(make_config):
 
     def make(run_dir, **changes):
         config, geometry = resolve(make_config(run_dir, **changes), num_processes=1)
-        return Trainer(config, geometry, Distributed(config.mixed_precision))
+        return Trainer(build(config, geometry, Distributed(config.mixed_precision)))
 
     return make
 

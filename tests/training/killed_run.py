@@ -14,6 +14,7 @@ import torch
 from tiny_run import get_config
 
 from config.validation import resolve
+from flow_grpo.training.build import build
 from flow_grpo.training.checkpoint import list_checkpoints
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.trainer import Trainer
@@ -29,7 +30,7 @@ def train(run_dir: Path) -> None:
     config.sample.num_steps = 3
     config.resume_from = "latest" if list_checkpoints(run_dir) else ""
     config, geometry = resolve(config, 1)
-    Trainer(config, geometry, Distributed(config.mixed_precision)).train()
+    Trainer(build(config, geometry, Distributed(config.mixed_precision))).train()
 
 
 def newest_epoch(run_dir: Path) -> int:

@@ -71,12 +71,12 @@ def test_the_tables_of_a_run_hold_the_samples_behind_its_metrics(finished_run):
     for row, table in zip(evaluations, logged_tables(finished_run.run_dir, "eval/samples"), strict=True):
         assert table["columns"] == ["prompt", "image", f"map/{REWARD}", "reward"]
         prompts, images, maps, rewards = zip(*table["data"], strict=True)
-        assert list(prompts) == finished_run.trainer.eval_prompts and set(images + maps) == {"Image"}
+        assert list(prompts) == finished_run.trainer.parts.eval_prompts and set(images + maps) == {"Image"}
         assert sum(rewards) / 3 == pytest.approx(row["eval/reward"])
     rollouts = rollout_rows(finished_run.run_dir)[::2]
     for row, table in zip(rollouts, logged_tables(finished_run.run_dir, "rollout/samples"), strict=True):
         assert table["columns"] == ["prompt", "image", f"map/{REWARD}", "reward", "advantage"]
-        batches = finished_run.trainer.sampler.epoch(row["epoch"])
+        batches = finished_run.trainer.parts.sampler.epoch(row["epoch"])
         assert [cells[0] for cells in table["data"]] == [prompt for batch in batches for prompt in batch.prompts]
         rewards, advantages = (torch.tensor([cells[i] for cells in table["data"]]) for i in (3, 4))
         assert rewards.mean().item() == pytest.approx(row["rollout/reward_mean"])
@@ -110,11 +110,11 @@ def test_an_evaluation_is_of_the_averaged_weights(finished_run, make_policy):
     def reward():
         return evaluate(
             policy,
-            trainer.eval_prompts,
-            trainer.eval_metadata,
-            trainer.score_fn,
+            trainer.parts.eval_prompts,
+            trainer.parts.eval_metadata,
+            trainer.parts.score_fn,
             SDE(trainer.config.sample.eval_num_steps, noise_level=0.0),
-            trainer.geometry.batch_size,
+            trainer.parts.geometry.batch_size,
             trainer.config.seed,
             Distributed(),
         ).metrics["eval/reward"]
@@ -135,15 +135,15 @@ def test_an_evaluation_is_of_the_averaged_weights(finished_run, make_policy):
 def test_every_epoch_draws_its_own_prompts(make_trainer, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     trainer = make_trainer(tmp_path, num_epochs=2, eval_every=0)
-    submit, drawn = trainer.score_fn.submit, []
+    submit, drawn = trainer.parts.score_fn.submit, []
 
     def listening(images, prompts, metadata):
         drawn.append(list(prompts))
         return submit(images, prompts, metadata)
 
-    trainer.score_fn.submit = listening
+    trainer.parts.score_fn.submit = listening
     trainer.train()
-    assert drawn == [batch.prompts for epoch in (0, 1) for batch in trainer.sampler.epoch(epoch)]
+    assert drawn == [batch.prompts for epoch in (0, 1) for batch in trainer.parts.sampler.epoch(epoch)]
     assert len({prompt for batch in drawn for prompt in batch}) == 4
 
 
@@ -152,13 +152,13 @@ def test_metadata_of_a_prompt_reaches_its_images_scorer(make_trainer, tmp_path):
         lines = [json.dumps({"prompt": f"a red circle {i}", "metadata": {"number": i}}) for i in range(4)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
     trainer = make_trainer(tmp_path / "run", num_epochs=1, dataset=str(tmp_path), num_eval_prompts=2)
-    submit, told = trainer.score_fn.submit, []
+    submit, told = trainer.parts.score_fn.submit, []
 
     def listening(images, prompts, metadata):
         told.extend(zip(prompts, metadata, strict=True))
         return submit(images, prompts, metadata)
 
-    trainer.score_fn.submit = listening
+    trainer.parts.score_fn.submit = listening
     trainer.train()
     assert len(told) == 2 + 8 + 2  # an evaluation, two batches of four, an evaluation
     assert all(prompt == f"a red circle {metadata['number']}" for prompt, metadata in told)
@@ -166,7 +166,7 @@ def test_metadata_of_a_prompt_reaches_its_images_scorer(make_trainer, tmp_path):
 
 def test_images_that_could_not_be_scored_get_no_advantage_and_are_counted(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path, num_epochs=1, eval_every=0)
-    submit, credit, spread = trainer.score_fn.submit, trainer._credit, []
+    submit, credit, spread = trainer.parts.score_fn.submit, trainer.parts.credit, []
 
     def losing_the_first(*arguments):
         details, extras = submit(*arguments)()
@@ -178,12 +178,12 @@ def test_images_that_could_not_be_scored_get_no_advantage_and_are_counted(make_t
         spread.append(credit(*arguments))
         return spread[-1]
 
-    trainer.score_fn.submit, trainer._credit = losing_the_first, listening
+    trainer.parts.score_fn.submit, trainer.parts.credit = losing_the_first, listening
     trainer.train()
     ((earned, _),) = spread
     per_step = earned.advantages  # (S, B, N), two batches
     lost = torch.zeros(per_step.shape[1], dtype=torch.bool)
-    lost[[0, trainer.geometry.batch_size]] = True
+    lost[[0, trainer.parts.geometry.batch_size]] = True
     assert (per_step[:, lost] == 0).all() and (per_step[:, ~lost] != 0).any()
     row = read_metrics(tmp_path)[0]
     assert row["rollout/invalid_share"] == lost.float().mean() and row["rollout/reward_mean"] < 1
@@ -191,14 +191,14 @@ def test_images_that_could_not_be_scored_get_no_advantage_and_are_counted(make_t
 
 def test_sampling_goes_on_while_scorers_work(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path, num_epochs=1, eval_every=0)
-    submit, events = trainer.score_fn.submit, []
+    submit, events = trainer.parts.score_fn.submit, []
 
     def listening(*arguments):
         pending = submit(*arguments)
         events.append("submitted")
         return lambda: events.append("waited") or pending()
 
-    trainer.score_fn.submit = listening
+    trainer.parts.score_fn.submit = listening
     trainer.train()
     assert events == ["submitted"] * 2 + ["waited"] * 2
 

@@ -11,7 +11,7 @@ def trained_weights(make_trainer, run_dir, monkeypatch, **changes):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     trainer = make_trainer(run_dir, num_epochs=1, eval_every=0, **changes)
     trainer.train()
-    return [parameter.detach() for parameter in trainer.policy.trainable_parameters()]
+    return [parameter.detach() for parameter in trainer.parts.policy.trainable_parameters()]
 
 
 def test_a_run_with_a_constant_map_is_the_scalar_run_bit_for_bit(make_trainer, tmp_path, monkeypatch):
@@ -41,13 +41,13 @@ def test_a_run_with_a_constant_map_is_the_scalar_run_bit_for_bit(make_trainer, t
 def test_other_settings_train_too(make_trainer, tmp_path, monkeypatch, changes):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     trainer = make_trainer(tmp_path / "run", num_epochs=1, eval_every=0, **changes)
-    before = [parameter.detach().clone() for parameter in trainer.policy.trainable_parameters()]
+    before = [parameter.detach().clone() for parameter in trainer.parts.policy.trainable_parameters()]
     trainer.train()
     row = rollout_rows(tmp_path / "run")[0]
     assert row["update/initial_ratio_deviation"] == 0 and row["update/grad_norm"] > 0
     assert ("update/kl" in row) == (changes.get("train.beta") != 0)
-    assert all(parameter.isfinite().all() for parameter in trainer.policy.trainable_parameters())
-    assert not all(torch.equal(a, b) for a, b in zip(before, trainer.policy.trainable_parameters(), strict=True))
+    assert all(parameter.isfinite().all() for parameter in trainer.parts.policy.trainable_parameters())
+    assert not all(torch.equal(a, b) for a, b in zip(before, trainer.parts.policy.trainable_parameters(), strict=True))
 
 
 def test_skipping_images_without_advantage_changes_no_result(make_trainer, tmp_path, monkeypatch):

@@ -67,14 +67,14 @@ def test_a_prompt_without_quotes_stops_an_ocr_run_with_the_prompt(make_trainer, 
 def test_a_ratio_other_than_one_before_any_update_stops_the_run(make_trainer, tmp_path, shift):
     """The policy that is asked is not the one that sampled: a weight moves, or breaks, between rollout and update."""
     trainer = make_trainer(tmp_path, eval_every=0)
-    credit = trainer._credit
+    credit = trainer.parts.credit
 
     def move_then_compute(*arguments):
         with torch.no_grad():
-            for parameter in trainer.policy.trainable_parameters():
+            for parameter in trainer.parts.policy.trainable_parameters():
                 parameter.add_(shift)
         return credit(*arguments)
 
-    trainer._credit = move_then_compute
+    trainer.parts.credit = move_then_compute
     with pytest.raises(RuntimeError, match="before any update the ratio is .* away from 1"):
         trainer.train()

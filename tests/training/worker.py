@@ -11,10 +11,12 @@ from tiny_run import get_config
 
 from config.validation import resolve
 from flow_grpo.rewards import MultiScore
+from flow_grpo.training.build import build
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.evaluation import evaluate
 from flow_grpo.training.rollout import SDE
 from flow_grpo.training.trainer import Trainer
+from flow_grpo.training.update import Updater
 
 NUM_HELD_OUT = 3
 
@@ -31,9 +33,9 @@ def main(folder: Path, batch_size: int) -> None:
     config.eval_every = 3
     config.num_eval_prompts = 1  # fewer than processes: one of them has none
     config, geometry = resolve(config, config.num_gpus)
-    trainer = Trainer(config, geometry, Distributed(config.mixed_precision))
-
-    scored, spread, credit = [], [], trainer._credit
+    parts = build(config, geometry, Distributed(config.mixed_precision))
+    scored, spread, metrics_of_credit, credit = [], [], [], parts.credit
+    weights = [copied(parts.policy.lora_state())]
 
     class ListeningScore(MultiScore):
         def submit(self, images, prompts, metadata=None):
@@ -41,46 +43,45 @@ def main(folder: Path, batch_size: int) -> None:
             scored.append((list(prompts), images, details["avg"]))
             return lambda: (details, extras)
 
+    class WatchedUpdater(Updater):
+        def run(self, trajectories, credit, *arguments, **options):
+            spread.append(credit)  # of this process's samples
+            metrics = super().run(trajectories, credit, *arguments, **options)
+            weights.append(copied(parts.policy.lora_state()))
+            return metrics
+
     def listening_credit(*arguments):
-        spread.append(credit(*arguments))
-        return spread[-1]
+        earned, metrics = credit(*arguments)
+        metrics_of_credit.append(metrics)
+        return earned, metrics
 
-    trainer.score_fn.__class__ = ListeningScore
-    trainer._credit = listening_credit
-    weights = [copied(trainer.policy.lora_state())]
-    train_epoch = trainer._train_epoch
-
-    def watched_epoch(*arguments):
-        metrics = train_epoch(*arguments)
-        weights.append(copied(trainer.policy.lora_state()))
-        return metrics
-
-    trainer._train_epoch = watched_epoch
-    trainer.train()
-    in_training = [entry for entry in scored if trainer.eval_prompts[0] not in entry[0]]
+    parts.score_fn.__class__, parts.updater.__class__ = ListeningScore, WatchedUpdater
+    parts.credit = listening_credit
+    Trainer(parts).train()
+    in_training = [entry for entry in scored if parts.eval_prompts[0] not in entry[0]]
 
     scored.clear()
     held_out = [prompt.replace("red", "blue") for prompt in in_training[0][0][:1]] * NUM_HELD_OUT
     held_out = [f"{prompt} {index}" for index, prompt in enumerate(held_out)]
     evaluation = evaluate(
-        *(trainer.policy, held_out, [{}] * NUM_HELD_OUT, trainer.score_fn, SDE(3, noise_level=0.0)),
-        *(batch_size, 1, trainer.distributed),
+        *(parts.policy, held_out, [{}] * NUM_HELD_OUT, parts.score_fn, SDE(3, noise_level=0.0)),
+        *(batch_size, 1, parts.distributed),
     )
     torch.save(
         {
-            "num_processes": trainer.distributed.num_processes,
-            "module": type(trainer.policy.forward_module).__name__,
-            "parameter": type(trainer.policy.trainable_parameters()[0]).__name__,
+            "num_processes": parts.distributed.num_processes,
+            "module": type(parts.policy.forward_module).__name__,
+            "parameter": type(parts.policy.trainable_parameters()[0]).__name__,
             "prompts": [entry[0] for entry in in_training],
             "images": [entry[1] for entry in in_training],
             "rewards": [entry[2] for entry in in_training],
-            "advantages": [credit.advantages for credit, _ in spread],  # of each epoch, (S, B, N)
-            "metrics": [metrics for _, metrics in spread],
+            "advantages": [credit.advantages for credit in spread],  # of each epoch, (S, B, N)
+            "metrics": metrics_of_credit,
             "weights": weights,  # at the start and after each epoch
             "evaluated": [prompt for entry in scored for prompt in entry[0]],
             "evaluation": evaluation.metrics,
         },
-        folder / f"{trainer.distributed.rank}.pt",
+        folder / f"{parts.distributed.rank}.pt",
     )
 
 

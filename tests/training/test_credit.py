@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from flow_grpo.training.evidence import background_weights, evidence_metrics, map_evidence, rewarded_region
+from flow_grpo.training.credit import background_weights, evidence_metrics, map_evidence, rewarded_region
 
 MAPS = torch.tensor([[0.5, 0.9, 0.1, 0.5], [0.5, 0.5, 0.5, 0.5]])
 

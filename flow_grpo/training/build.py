@@ -1,0 +1,190 @@
+"""From a resolved configuration to the parts of a run, which the trainer's loop takes as they are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import torch
+
+from config.validation import Geometry
+from flow_grpo.rewards import MultiScore, multi_score
+from flow_grpo.training import checkpoint
+from flow_grpo.training.credit import CreditRule, assign_credit
+from flow_grpo.training.data import GroupSampler, load_metadata, load_prompts
+from flow_grpo.training.distributed import Distributed
+from flow_grpo.training.ema import ExponentialMovingAverage
+from flow_grpo.training.policies.base import Policy
+from flow_grpo.training.policies.load import load_policy
+from flow_grpo.training.prompt_cache import PromptCache
+from flow_grpo.training.records import Credit, Scored
+from flow_grpo.training.update import Updater, UpdateRule
+
+
+@dataclass
+class Parts:
+    """What a run is made of; any part may be exchanged before the trainer runs.
+
+    config: resolved. credit: the samples of all processes and the sigmas of the trained steps -> their credit, metrics.
+    token_grid: (rows, columns) that maps are pooled to; None where nothing uses them. resume_path: the checkpoint to
+    go on from; None starts anew.
+    """
+
+    config: ml_collections.ConfigDict
+    geometry: Geometry
+    distributed: Distributed
+    sampler: GroupSampler
+    eval_prompts: list[str]
+    eval_metadata: list[dict[str, Any]]
+    score_fn: MultiScore
+    credit: Callable[[Scored, list[float]], tuple[Credit, dict[str, float]]]
+    policy: Policy
+    token_grid: tuple[int, int] | None
+    optimizer: torch.optim.Optimizer
+    ema: ExponentialMovingAverage
+    updater: Updater
+    resume_path: Path | None
+
+
+def build(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Distributed) -> Parts:
+    """The parts of the run that `config.validation.resolve` gave. What costs least to find wrong comes first.
+
+    Raises ValueError for prompts that cannot be read, a folder that holds another run, a checkpoint of another
+    configuration, and scorers that are unknown or do not give what the configuration needs.
+    """
+    sampler = _sampler(config, geometry, distributed)
+    eval_prompts = load_prompts(config.dataset, "test")[: config.num_eval_prompts or None]
+    eval_metadata = load_metadata(config.dataset, "test")[: len(eval_prompts)]
+    resume_path = _resume_path(config, distributed)
+    # The scorers come before the weights: a missing engine should not cost a download.
+    score_fn = multi_score(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict())
+    _try_scorers(score_fn, config, sampler, distributed.device)
+    policy = _policy(config, distributed.device)
+    optimizer = torch.optim.AdamW(
+        policy.trainable_parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
+    )
+    policy.forward_module, optimizer = distributed.prepare(policy.network, optimizer, config.train.max_grad_norm)
+    ema = ExponentialMovingAverage(policy.trainable_parameters(), config.train.ema_decay, config.train.ema_every)
+    update_rule = UpdateRule(**{field.name: config.train[field.name] for field in fields(UpdateRule)})
+    uses_maps = config.advantage.mode != "scalar" or config.train.spatial_kl > 0
+    return Parts(
+        config=config,
+        geometry=geometry,
+        distributed=distributed,
+        sampler=sampler,
+        eval_prompts=eval_prompts,
+        eval_metadata=eval_metadata,
+        score_fn=score_fn,
+        credit=partial(
+            assign_credit,
+            rewards=config.rewards.to_dict(),
+            rule=CreditRule(**config.advantage),
+            spatial_kl=config.train.spatial_kl,
+        ),
+        policy=policy,
+        token_grid=policy.token_grid if uses_maps else None,
+        optimizer=optimizer,
+        ema=ema,
+        updater=Updater(policy, optimizer, ema, distributed, update_rule),
+        resume_path=resume_path,
+    )
+
+
+def _sampler(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Distributed) -> GroupSampler:
+    return GroupSampler(
+        load_prompts(config.dataset, "train"),
+        num_groups=geometry.num_groups,
+        group_size=geometry.group_size,
+        batch_size=geometry.batch_size,
+        seed=config.seed,
+        rank=distributed.rank,
+        num_processes=geometry.num_processes,
+        same_start=config.sample.same_start,
+        metadata=load_metadata(config.dataset, "train"),
+    )
+
+
+def _policy(config: ml_collections.ConfigDict, device: torch.device) -> Policy:
+    """The policy with its prompt cache; its LoRA starts the same in every process."""
+    torch.manual_seed(config.seed)  # the LoRA's initial weights
+    policy = load_policy(
+        config.policy,
+        config.model,
+        config.mixed_precision,
+        resolution=config.resolution,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        guidance_scale=config.sample.guidance_scale,
+        max_sequence_length=config.max_sequence_length,
+        device=device,
+    )
+    policy.encode_prompts = PromptCache(
+        policy.encode_prompts,
+        device,
+        identity=f"{config.policy} {config.model} {config.max_sequence_length} {config.mixed_precision}",
+        max_bytes=int(config.prompt_cache_gib * 2**30),
+        folder=Path(config.prompt_cache) if config.prompt_cache else None,
+    )
+    if config.gradient_checkpointing:
+        policy.enable_gradient_checkpointing()
+    if config.compile:
+        policy.compile()
+    return policy
+
+
+def _try_scorers(
+    score_fn: MultiScore, config: ml_collections.ConfigDict, sampler: GroupSampler, device: torch.device
+) -> None:
+    """Score one grey image, so that what fails at every image, or gives no map to weigh by, fails now."""
+    grey = torch.full((1, 3, config.resolution, config.resolution), 0.5, device=device)
+    _, extras = score_fn(grey, sampler.prompts[:1], sampler.metadata[:1])
+    needs = {
+        "advantage.mode": (config.advantage.mode, "scalar"),
+        "train.spatial_kl": (config.train.spatial_kl, 0.0),
+    }
+    importance = [name for name, entry in extras["maps"].items() if entry["map_kind"] == "importance"]
+    if importance and config.advantage.mode == "residual":
+        raise ValueError(
+            f"advantage.mode=residual compares how good a place is, which the maps of {', '.join(importance)} do not "
+            "say; set --config.advantage.mode=weight"
+        )
+    for field, (value, without) in needs.items():
+        if not extras["maps"] and value != without:
+            raise ValueError(
+                f"{field}={value} needs a reward map, and none of {', '.join(config.rewards)} has one; "
+                f"set --config.{field}={without}"
+            )
+
+
+def _resume_path(config: ml_collections.ConfigDict, distributed: Distributed) -> Path | None:
+    """The checkpoint that the run goes on from; the main process says so."""
+    run_dir = Path(config.run_dir)
+    if not config.resume_from:
+        if checkpoint.list_checkpoints(run_dir):
+            raise ValueError(
+                f"{run_dir} already holds a run; go on with it by --config.resume_from=latest, "
+                "or choose another --config.run_dir"
+            )
+        return None
+    path = checkpoint.find_checkpoint(run_dir, config.resume_from)
+    changed = checkpoint.changed_fields(path, config.to_dict())
+    newest = checkpoint.list_checkpoints(run_dir)[-1:]
+    if newest and newest[0].resolve() != path.resolve():
+        raise ValueError(
+            f"{run_dir} goes on to {newest[0].name}; give the branch from {path} a --config.run_dir of its own"
+        )
+    if distributed.is_main:
+        print(_going_on(path, changed), flush=True)
+    return path
+
+
+def _going_on(path: Path, changed: dict[str, tuple[Any, Any]]) -> str:
+    """What a resumed run says of itself."""
+    says = f"going on from {path}"
+    if changed := {name: values for name, values in changed.items() if name != "resume_from"}:
+        says += " with " + ", ".join(f"{name} {now} (was {was})" for name, (was, now) in changed.items())
+    if changed.keys() & {"num_gpus", "batch_size"}:
+        says += "; samples, groups and optimizer steps stay the same, up to rounding"
+    return says
