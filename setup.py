@@ -1,6 +1,19 @@
+"""The distribution `flow-grpo-maps` installs the package `flow_grpo_maps`: the scorers and the mathematics of flow_grpo/.
+
+A fork of Flow-GRPO has a `flow_grpo` of its own, and two packages of one name hide each other. So the files of our
+flow_grpo/ import one another relatively, and are installed under a name that nobody else has. The trainer is not
+installed: it runs in a checkout, which finds `flow_grpo` in its own folder.
+"""
+
+import ast
 from pathlib import Path
 
 from setuptools import find_namespace_packages, setup
+from setuptools.command.build_py import build_py
+
+VERSION = "0.1.0"
+SOURCE, PACKAGE = Path(__file__).with_name("flow_grpo"), "flow_grpo_maps"
+MATHEMATICS = ("sde", "objective", "advantages", "records", "patches")  # of training/: what a fork's own trainer calls
 
 OCR = [
     "rapidocr>=3.10",  # carries the PP-OCRv6-small weights that both engines read
@@ -32,6 +45,7 @@ TRAIN = [
 DEEPSPEED = ["deepspeed>=0.19"]
 DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29", "nbclient>=0.10", "ipykernel>=6.29"]
 DEV = [
+    "setuptools>=70.1",  # builds a wheel without the package wheel
     "paddleocr>=3.7",
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -42,17 +56,52 @@ DEV = [
     "matplotlib>=3.8",
 ]
 
+
+def mathematics() -> set[str]:
+    """Names of the modules of training/ that are installed: MATHEMATICS, and what those import of its neighbours."""
+    names, found = [name for name in MATHEMATICS if (SOURCE / "training" / f"{name}.py").exists()], set()
+    while names:
+        found.add(name := names.pop())
+        for node in ast.walk(ast.parse((SOURCE / "training" / f"{name}.py").read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:  # from .module import names; from . import modules
+                modules = [node.module] if node.module else [alias.name for alias in node.names]
+                names += [module for module in modules if module not in found]
+    return found
+
+
+class BuildPackage(build_py):
+    """Leaves the trainer's modules out, and writes the package's __init__.py, which flow_grpo/ has none of."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        modules = super().find_package_modules(package, package_dir)
+        if package != f"{PACKAGE}.training":
+            return modules
+        kept = mathematics()
+        return [row for row in modules if row[1] in kept]
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            docstring = "Reward maps for Flow-GRPO: scorers, and the mathematics that spreads an advantage over tokens."
+            written = f'"""{docstring}"""\n\n__version__ = "{VERSION}"\n'
+            (Path(self.build_lib) / PACKAGE / "__init__.py").write_text(written, encoding="utf-8")
+
+
+rooms = [room for room in find_namespace_packages(str(SOURCE)) if room.partition(".")[0] != "training"]
+
 setup(
-    # The package is flow_grpo; the distribution is not, since pip would replace a fork of that name by it.
     name="flow-grpo-maps",
-    version="0.1.0",
+    version=VERSION,
     description="Flow-GRPO training of text-to-image flow models with pixel-level reward maps",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=find_namespace_packages(include=["flow_grpo", "flow_grpo.*"]),
+    package_dir={PACKAGE: "flow_grpo"},
+    packages=[PACKAGE, *(f"{PACKAGE}.{room}" for room in (*rooms, "training"))],
+    package_data={PACKAGE: ["py.typed"]},
+    cmdclass={"build_py": BuildPackage},
     install_requires=["torch>=2.6", "numpy>=1.26", "pillow>=10.1"],  # the scorers' floor
     extras_require={
         "clip": ["transformers>=4.56"],

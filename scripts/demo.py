@@ -16,7 +16,9 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from flow_grpo.training.tracking import read_metrics
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the package is not installed: it belongs to the checkout
+
+from flow_grpo.training.tracking import read_metrics  # noqa: E402
 
 
 def launch(config: str, run_dir: Path, seed: int, overrides: list[str]) -> float:

@@ -8,8 +8,10 @@ python scripts/measure_ocr.py sides                # small letters, and an engin
 
 import argparse
 import string
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,9 +20,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from flow_grpo.ocr_map_scorer import OcrMapScorer
-from flow_grpo.reward_map import gaussian_blur, pool_to_tokens
-from flow_grpo.training.advantages import token_advantages
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the package is not installed: it belongs to the checkout
+
+from flow_grpo.ocr_map_scorer import OcrMapScorer  # noqa: E402
+from flow_grpo.reward_map import gaussian_blur, pool_to_tokens  # noqa: E402
+from flow_grpo.training.advantages import token_advantages  # noqa: E402
 
 WORDS = [
     "SALE",

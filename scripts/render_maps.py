@@ -18,13 +18,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from maps_page import Row, page
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-from flow_grpo.map_overlay import Panel, figure
-from flow_grpo.score import Scorer
-from flow_grpo.scorers import make_scorer
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the package is not installed: it belongs to the checkout
+
+from maps_page import Row, page  # noqa: E402
+
+from flow_grpo.map_overlay import Panel, figure  # noqa: E402
+from flow_grpo.score import Scorer  # noqa: E402
+from flow_grpo.scorers import make_scorer  # noqa: E402
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 

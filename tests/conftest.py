@@ -1,6 +1,10 @@
 """Shared by all tests: the real OCR engine, loaded once, and images of drawn text."""
 
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 # Before torch is imported: its spinning threads slow a neighbouring OCR engine many times over.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,6 +15,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from flow_grpo.text_maps.engine import make_engine
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +35,34 @@ def draw_text():
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255  # (3, size, size)
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory):
+    """What the distribution is built from, copied: a build leaves folders behind."""
+    folder = tmp_path_factory.mktemp("sources")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "flow_grpo", folder / "flow_grpo", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pip_install():
+    """pip_install(option, ...): what pip's command of that name does, from folders alone."""
+
+    def install(*options):
+        offline = ("--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--quiet")
+        command = [sys.executable, "-m", "pip", "install", *offline, *options]
+        finished = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stderr
+
+    return install
+
+
+@pytest.fixture(scope="session")
+def plug_in(sources, pip_install, tmp_path_factory):
+    """A folder that holds `flow_grpo_maps` as its wheel installs it, and nothing else."""
+    site = tmp_path_factory.mktemp("site")
+    pip_install("--target", site, sources)
+    return site

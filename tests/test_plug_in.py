@@ -1,5 +1,6 @@
-"""Our scorers in a fork of Flow-GRPO: its own flow_grpo/ and ours as one package, without the trainer's libraries."""
+"""The distribution in a fork of Flow-GRPO: `flow_grpo_maps` is ours in every layout, and the fork's files stay its own."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,38 +10,149 @@ from pathlib import Path
 import pytest
 import torch
 
-from flow_grpo.reward_map import pool_to_tokens
 from flow_grpo.scorers import make_scorer
-from flow_grpo.training.advantages import token_advantages
-from flow_grpo.training.objective import grpo_loss
-from flow_grpo.training.policies.lora_pipeline import patchify
-from flow_grpo.training.sde import log_prob_per_token
 from tests.clip_models import make_clip
 
-ROOT = Path(__file__).parents[1]
 FORK = Path(__file__).parent / "fork"
-# What a fork with a flow_grpo/__init__.py has to say in it: a regular package would otherwise hide all other folders.
-EXTENDED = "__path__ = __import__('pkgutil').extend_path(__path__, __name__)\n"
+# Every name that Flow-GRPO's own package has, beside the rewards.py of our imitation.
+FORKS_MODULES = (
+    *("aesthetic_scorer", "clip_scorer", "ema", "fsdp_utils", "imagereward_scorer", "ocr", "pickscore_scorer"),
+    *("prompts", "qwenvl", "stat_tracking", "diffusers_patch.sd3_sde_with_logprob", "bagel.modeling"),
+)
+FORKS_NAMES = (*FORKS_MODULES, "rewards", "assets")
+OUR_NAMES = ("scorers", "rewards", "clip_scorer", "ocr_map_scorer", "clip.load", "training.advantages", "training.sde")
+FORKS_SETUP = (
+    "from setuptools import find_packages, setup\nsetup(name='flow-grpo', version='0', packages=find_packages())\n"
+)
+
+# Origins of modules, in an environment whose site folders are added as Python adds its own: with their .pth files.
+FIND = """
+import json, site, sys
+from importlib.util import find_spec
+sites, names = json.loads(sys.argv[1])
+for folder in sites:
+    site.addsitedir(folder)
+found = {}
+for name in names:
+    try:
+        spec = find_spec(name)
+    except ModuleNotFoundError:
+        spec = None
+    found[name] = spec and (spec.origin or sorted(map(str, spec.submodule_search_locations)))
+print(json.dumps(found))
+"""
 
 
-def run_fork(path, *command, **environment):
-    """The command in a fresh Python that finds packages in the folders of `path`, in their order."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))} | environment
+def python(path, *command, **environment):
+    """The command's output, in a fresh Python that finds packages in the folders of `path` and in no checkout."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONSAFEPATH": "1"} | environment
     finished = subprocess.run([sys.executable, *map(str, command)], env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("fork")
+def make_fork(folder, has_init):
+    """An imitation of Flow-GRPO's package: a file of every name that it has."""
+    shutil.copytree(FORK, folder)
+    package = folder / "flow_grpo"
+    for name in FORKS_MODULES:
+        path = package / f"{name.replace('.', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('raise RuntimeError("a fork\'s own file, which none of ours may import")\n')
+    (package / "assets").mkdir()
+    (folder / "setup.py").write_text(FORKS_SETUP)
+    if has_init:
+        for inner in (package, package / "diffusers_patch", package / "bagel"):
+            (inner / "__init__.py").touch()
+    return folder
 
 
 @pytest.fixture(scope="module")
-def model(folder):
+def fork(tmp_path_factory):
+    return make_fork(tmp_path_factory.mktemp("fork") / "checkout", has_init=True)
+
+
+@pytest.fixture(scope="module")
+def our_sites(plug_in, sources, pip_install, tmp_path_factory):
+    """Site folders with our distribution, by how it was installed."""
+    prefix = tmp_path_factory.mktemp("editable")
+    pip_install("--prefix", prefix, "--editable", sources)
+    return {"wheel": plug_in, "editable": site_packages(prefix)}
+
+
+def site_packages(prefix):
+    (site,) = prefix.glob("lib/python*/site-packages")
+    return site
+
+
+def install_fork(how, folder, site, pip_install):
+    """The fork's site folders, by how it came there."""
+    if how in ("pip install .", "pip install -e ."):
+        pip_install("--prefix", site, *(["--editable"] if how.endswith("-e .") else []), folder)
+        return [site_packages(site)]
+    if how == "pip install -e . of an old pip":  # it left the folder's name in a .pth file
+        site.mkdir()
+        (site / "easy-install.pth").write_text(f"{folder}\n")
+        return [site]
+    return [folder]  # run in its own folder, never installed
+
+
+def origins(sites, names):
+    return json.loads(python([], "-c", FIND, json.dumps([[str(site) for site in sites], names])))
+
+
+@pytest.mark.parametrize("has_init", [True, False], ids=["init", "no init"])
+@pytest.mark.parametrize(
+    "how", ["not installed", "pip install .", "pip install -e .", "pip install -e . of an old pip"]
+)
+def test_a_fork_finds_its_own_files_and_ours_in_every_layout(how, has_init, our_sites, pip_install, tmp_path):
+    folder = make_fork(tmp_path / "fork", has_init)
+    theirs = install_fork(how, folder, tmp_path / "site", pip_install)
+    forks_names = [f"flow_grpo.{name}" for name in FORKS_NAMES]
+    alone = origins(theirs, forks_names)
+    if has_init or "." not in how or "old" in how:  # pip itself installs nothing of a package without an __init__.py
+        assert all(found and str(tmp_path) in str(found) for name, found in alone.items() if name != "flow_grpo.assets")
+    for ours in our_sites.values():
+        for sites in ([*theirs, ours], [ours, *theirs]):
+            found = origins(sites, forks_names + [f"flow_grpo_maps.{name}" for name in OUR_NAMES])
+            assert {name: found[name] for name in forks_names} == alone
+            for name in OUR_NAMES:
+                assert found[f"flow_grpo_maps.{name}"].endswith(f"/{name.replace('.', '/')}.py")
+                assert str(tmp_path) not in found[f"flow_grpo_maps.{name}"]
+
+
+def test_wheel_holds_no_flow_grpo_and_nothing_of_the_trainer(plug_in):
+    assert [path.name for path in plug_in.iterdir() if not path.name.endswith(".dist-info")] == ["flow_grpo_maps"]
+    package = plug_in / "flow_grpo_maps"
+    installed = {path.stem for path in (package / "training").glob("*.py")}
+    assert {"sde", "objective", "advantages", "patches"} <= installed
+    assert not installed & {"trainer", "update", "rollout", "distributed", "checkpoint", "policies"}
+    assert (package / "py.typed").exists()
+
+
+def test_wheel_imports_with_torch_numpy_and_pillow_alone(plug_in):
+    package = plug_in / "flow_grpo_maps"
+    modules = [".".join(path.relative_to(plug_in).with_suffix("").parts) for path in sorted(package.rglob("*.py"))]
+    assert len(modules) > 30
+    code = (
+        "import sys, importlib, numpy, torch, PIL.ImageDraw, PIL.ImageFont\n"
+        "top = lambda: {name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names\n"
+        "floor = top()\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "import flow_grpo_maps\n"
+        "print(sorted(top() - floor), flow_grpo_maps.__version__)"
+    )
+    imported, version = python([plug_in], "-c", code).rsplit(maxsplit=1)
+    assert imported == "['flow_grpo_maps']"
+    assert version.count(".") == 2
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
     for part in make_clip(image_size=64):
-        part.save_pretrained(folder / "clip")
-    return str(folder / "clip")
+        part.save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -55,22 +167,19 @@ def batch(draw_text):
 
 
 @pytest.fixture(scope="module")
-def scored(folder, model, batch):
-    """What the fork's trainer got: its flow_grpo/ has no __init__.py, as Flow-GRPO's has none, and comes first."""
+def scored(fork, model, batch, plug_in, tmp_path_factory):
+    """What the fork's trainer got, run in its folder beside our wheel."""
+    folder = tmp_path_factory.mktemp("scored")
     torch.save(batch, folder / "batch.pt")
-    run_fork([FORK, ROOT], FORK / "train.py", folder / "batch.pt", folder / "scored.pt", CLIP_MODEL=model)
+    python([fork, plug_in], fork / "train.py", folder / "batch.pt", folder / "scored.pt", CLIP_MODEL=model)
     return torch.load(folder / "scored.pt")
 
 
-def test_fork_keeps_its_own_files_and_finds_ours_beside_them(scored):
+def test_fork_runs_its_own_rewards_and_our_scorers_from_the_wheel(scored, fork, plug_in):
     loaded = scored["loaded"]
-    assert Path(loaded["flow_grpo.rewards"]) == FORK / "flow_grpo" / "rewards.py"
-    assert Path(loaded["flow_grpo.scorers"]) == ROOT / "flow_grpo" / "scorers.py"
-    assert Path(loaded["flow_grpo.clip_gradcam_scorer"]) == ROOT / "flow_grpo" / "clip_gradcam_scorer.py"
-
-
-def test_fork_loads_nothing_of_our_trainer(scored):
-    assert not [name for name in scored["loaded"] if name.startswith("flow_grpo.training")]
+    assert Path(loaded["flow_grpo.rewards"]) == fork / "flow_grpo" / "rewards.py"
+    assert Path(loaded["flow_grpo_maps.ocr_map_scorer"]) == plug_in / "flow_grpo_maps" / "ocr_map_scorer.py"
+    assert [name for name in loaded if name.startswith("flow_grpo.")] == ["flow_grpo.rewards"]
 
 
 def test_forks_rewards_are_our_scores_in_its_weighted_sum(scored, batch, model):
@@ -93,50 +202,3 @@ def test_maps_reach_the_fork_as_extras(scored, batch, model):
         torch.testing.assert_close(extras["reward_map"], expected.reward_map)
         assert extras["map_kind"] == kind and extras["map_valid"].tolist() == expected.map_valid.tolist()
         assert extras["valid"].all()
-
-
-def test_readmes_loss_by_token_is_the_forks_own_until_a_map_says_otherwise():
-    generator = torch.Generator().manual_seed(0)
-    following, mean, old_mean = torch.randn(3, 4, 16, 64, 64, generator=generator)
-    mean, advantages, std = old_mean + 1e-3 * mean, torch.tensor([1.0, -1.0, 0.5, -2.0]), torch.tensor(0.3)
-
-    def log_prob(mean):
-        return log_prob_per_token(patchify(following, 2), patchify(mean, 2), std)  # (B, 1024)
-
-    def loss(reward_map):
-        spread = token_advantages(
-            advantages,
-            pool_to_tokens(reward_map, (32, 32)),
-            "weight",
-            "reward",
-            map_valid=torch.ones(4, dtype=torch.bool),
-        )
-        return grpo_loss(log_prob(mean), log_prob(old_mean), spread, clip_range=1e-4, ratio="gspo_token")[0]
-
-    forks = torch.distributions.Normal(mean, std).log_prob(following).mean(dim=(1, 2, 3))
-    forks_old = torch.distributions.Normal(old_mean, std).log_prob(following).mean(dim=(1, 2, 3))
-    ratio = (forks - forks_old).exp()
-    expected = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - 1e-4, 1 + 1e-4)).mean()
-    # fp32 sums of 65,536 values in two orders
-    torch.testing.assert_close(loss(torch.full((4, 512, 512), 0.8)), expected, atol=1e-5, rtol=0)
-    mean.requires_grad_(True)
-    half = torch.full((4, 512, 512), 0.5)
-    half[:, :256] = 1.0
-    (gradient,) = torch.autograd.grad(loss(half), mean)
-    top, bottom = gradient[0].abs().sum(dim=(0, 2)).view(2, 32).sum(dim=1)  # of the image that is praised
-    assert top > 2 * bottom
-
-
-@pytest.mark.parametrize("order", ["fork first", "ours first"])
-def test_fork_with_an_init_needs_one_line_in_it_and_then_no_order(tmp_path, order):
-    shutil.copytree(FORK, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "flow_grpo" / "__init__.py").write_text(EXTENDED)
-    path = [tmp_path, ROOT] if order == "fork first" else [ROOT, tmp_path]
-    found = run_fork(
-        path,
-        "-c",
-        "from importlib.util import find_spec\n"
-        "for name in ('rewards', 'clip_scorer', 'scorers', 'ocr_map_scorer'): print(find_spec(f'flow_grpo.{name}').origin)",
-    )
-    expected = [tmp_path] * 2 + [ROOT] * 2
-    assert [Path(line).parents[1] for line in found.splitlines()] == expected

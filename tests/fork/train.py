@@ -9,7 +9,6 @@ sys.modules.update(dict.fromkeys(("diffusers", "accelerate", "peft", "wandb", "m
 import torch  # noqa: E402
 
 import flow_grpo.rewards  # noqa: E402
-import flow_grpo.scorers  # noqa: E402
 
 
 def main() -> None:
@@ -18,7 +17,11 @@ def main() -> None:
     with futures.ThreadPoolExecutor(max_workers=8) as executor:
         submitted = executor.submit(reward_fn, batch["images"], batch["prompts"], batch["metadata"], only_strict=True)
         score_details, extras = submitted.result()
-    loaded = {name: module.__file__ for name, module in sys.modules.items() if name.startswith("flow_grpo.")}
+    loaded = {
+        name: module.__file__
+        for name, module in sys.modules.items()
+        if name.startswith(("flow_grpo.", "flow_grpo_maps."))
+    }
     torch.save({"details": score_details, "extras": extras, "loaded": loaded}, sys.argv[2])
 
 

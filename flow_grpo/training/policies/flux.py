@@ -3,8 +3,9 @@
 import torch
 from diffusers import FluxPipeline
 
+from flow_grpo.training.patches import unpatchify
 from flow_grpo.training.policies.base import PromptEmbeds
-from flow_grpo.training.policies.lora_pipeline import LoraPipeline, unpatchify
+from flow_grpo.training.policies.lora_pipeline import LoraPipeline
 
 # Flow-GRPO's targets. The double blocks have all of them, for image and text; of the single blocks, where both run in
 # one stream, to_q, to_k and to_v are adapted, and the MLP that shares their output projection is not.

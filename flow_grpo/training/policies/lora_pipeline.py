@@ -1,4 +1,4 @@
-"""What the families share: a frozen diffusers pipeline, LoRA on its transformer, and latents as patches."""
+"""What the families share: a frozen diffusers pipeline, and LoRA on its transformer."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -132,18 +132,3 @@ def _with_gradients(forward: Callable[..., tuple[torch.Tensor]]) -> Callable[...
         return outputs if torch.is_grad_enabled() else tuple(output.detach() for output in outputs)
 
     return run
-
-
-def patchify(latents: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Latents (B, C, h, w) as tokens (B, N, C * patch_size ** 2), row-major; within a token channels come first."""
-    batch, channels, height, width = latents.shape
-    rows, columns = height // patch_size, width // patch_size
-    patches = latents.reshape(batch, channels, rows, patch_size, columns, patch_size)
-    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
-
-
-def unpatchify(tokens: torch.Tensor, token_grid: tuple[int, int], patch_size: int) -> torch.Tensor:
-    """The inverse of `patchify`; token_grid: (rows, columns)."""
-    rows, columns = token_grid
-    patches = tokens.reshape(len(tokens), rows, columns, -1, patch_size, patch_size)
-    return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, rows * patch_size, columns * patch_size)

@@ -3,8 +3,9 @@
 import torch
 from diffusers import StableDiffusion3Pipeline
 
+from flow_grpo.training.patches import patchify
 from flow_grpo.training.policies.base import PromptEmbeds
-from flow_grpo.training.policies.lora_pipeline import LoraPipeline, patchify
+from flow_grpo.training.policies.lora_pipeline import LoraPipeline
 
 # Flow-GRPO's targets: both streams of the joint attention.
 LORA_TARGETS = [

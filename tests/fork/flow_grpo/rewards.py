@@ -2,7 +2,7 @@
 
 import os
 
-from flow_grpo.scorers import as_reward_fn, make_scorer
+from flow_grpo_maps.scorers import as_reward_fn, make_scorer
 
 
 def brightness(device):
@@ -15,7 +15,7 @@ def clip_gradcam(device):
 
 
 def ocr_map(device):
-    return as_reward_fn(make_scorer("ocr_map"))
+    return as_reward_fn(make_scorer("ocr_map", num_workers=1))  # a process by the name that is installed
 
 
 def multi_score(device, score_dict):

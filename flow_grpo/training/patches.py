@@ -1,0 +1,18 @@
+"""Latents as the tokens that a transformer reads, and back."""
+
+from torch import Tensor
+
+
+def patchify(latents: Tensor, patch_size: int) -> Tensor:
+    """Latents (B, C, h, w) as tokens (B, N, C * patch_size ** 2), row-major; within a token channels come first."""
+    batch, channels, height, width = latents.shape
+    rows, columns = height // patch_size, width // patch_size
+    patches = latents.reshape(batch, channels, rows, patch_size, columns, patch_size)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+
+
+def unpatchify(tokens: Tensor, token_grid: tuple[int, int], patch_size: int) -> Tensor:
+    """The inverse of `patchify`; token_grid: (rows, columns)."""
+    rows, columns = token_grid
+    patches = tokens.reshape(len(tokens), rows, columns, -1, patch_size, patch_size)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, rows * patch_size, columns * patch_size)
