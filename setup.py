@@ -28,6 +28,7 @@ PADDLEOCR = [
     "paddleocr>=2.10,!=3.0.*,!=3.1.*,!=3.2.*,!=3.3.*,!=3.4.*,!=3.5.*,!=3.6.*",  # 3.0 to 3.6 know no PP-OCRv6
     "opencv-contrib-python==4.10.0.84",
 ]
+REMOTE = ["starlette>=0.40", "uvicorn>=0.30", "h11>=0.14", "httpx>=0.27", "tenacity>=8.3", "safetensors>=0.4.3"]
 TRAIN = [
     "torch>=2.13",  # whose FSDP2 takes frozen half and trained fp32 weights in one block
     "accelerate>=1.15",  # earlier ones have not been tried
@@ -107,11 +108,12 @@ setup(
         "clip": ["transformers>=4.56"],
         "ocr": OCR,
         "paddleocr": PADDLEOCR,
+        "remote": REMOTE,
         "train": TRAIN,
         "deepspeed": TRAIN + DEEPSPEED,
         "demo": ["matplotlib>=3.8"],
         "docs": DOCS,
-        "dev": PADDLEOCR + TRAIN + DEEPSPEED + DOCS + DEV,
+        "dev": PADDLEOCR + REMOTE + TRAIN + DEEPSPEED + DOCS + DEV,
     },
     classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
 )

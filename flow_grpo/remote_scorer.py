@@ -1,14 +1,15 @@
 """`remote:URL`: a scorer that runs elsewhere, behind scripts/serve_rewards.py; docs/remote-rewards.md has the protocol."""
 
-import http.client
+import asyncio
 import json
 import logging
 import random
+import ssl
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,8 +17,15 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from .remote.wire import bearer_token, decode_score, encode_batch
 from .score import Score, check_images, to_uint8
+
+try:
+    import httpx
+    import tenacity
+
+    from .remote.wire import bearer_token, decode_score, encode_batch
+except ImportError as error:
+    raise ImportError('a "remote:" scorer needs its extra: pip install "flow-grpo-maps[remote]"') from error
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +40,12 @@ class RemoteScorer:
     The images travel as 8-bit levels, as a file would hold them: the score is that of the rounded images. The answer is
     fp32, so that on 8-bit images a remote scorer gives what it gives at home, bit for bit.
 
-    url: http or https, such as "http://10.0.0.5:8000". timeout: seconds for a request, its wait for other requests
-    included. retries: after the first try, for what may pass (no connection, a timeout, 5xx): half a second after it,
-    then twice as long each time up to 30, each with jitter; 8 bridge about a minute. num_connections: requests at a time.
-    token_env: the environment variable with the bearer token, by default FLOW_GRPO_REWARD_TOKEN where that is set; the
-    token itself is no option, since options are saved with the run. max_mib: the largest answer to accept.
+    url: http or https, such as "http://10.0.0.5:8000". timeout: seconds for a request, from the connection to the answer's
+    last byte, its wait for other requests there included. retries: after the first try, for what may pass (no connection, a
+    timeout, 5xx): half a second after it, then twice as long each time up to 30, each with jitter; 8 bridge about a minute.
+    num_connections: requests at a time. token_env: the environment variable with the bearer token, by default
+    FLOW_GRPO_REWARD_TOKEN where that is set; the token itself is no option, since options are saved with the run. max_mib:
+    the largest answer to accept.
 
     Calls raise ValueError for what the server refuses (4xx), with its reason; RuntimeError where it gives no score after
     all retries, or something that is no score.
@@ -51,138 +60,144 @@ class RemoteScorer:
         token_env: str | None = None,
         max_mib: float = 256.0,
     ):
-        self._url, (self._connection_class, self._host, self._path) = url, _parse_url(url)
+        self._url, self._target = url, _target(url)
         if not timeout > 0 or not retries >= 0 or not num_connections >= 1 or not max_mib > 0:
             raise ValueError(
                 f"timeout and max_mib must be above 0, retries 0 or more and num_connections 1 or more, got "
                 f"{timeout=}, {max_mib=}, {retries=}, {num_connections=}"
             )
         self._timeout, self._retries, self._max_bytes = timeout, retries, int(max_mib * 2**20)
-        self._headers = {"Content-Type": "application/octet-stream"}
+        headers = {"Content-Type": "application/octet-stream", "Accept-Encoding": "identity"}
         if token := bearer_token(token_env):
-            self._headers["Authorization"] = f"Bearer {token}"
-        self._slots = threading.Semaphore(num_connections)
+            headers["Authorization"] = f"Bearer {token}"
         self._random = random.Random()  # its own: the run's is seeded
+        self._slots = asyncio.Semaphore(num_connections)
+        # the deadline is for the whole request: httpx's own timeouts start again with each byte
+        self._client = httpx.AsyncClient(
+            headers=headers, timeout=None, verify=ssl.create_default_context(), trust_env=False, http2=False
+        )
+        self._loop = asyncio.new_event_loop()
+        # daemon: an interrupted run does not wait for the network
+        threading.Thread(target=_run, args=(self._loop,), daemon=True).start()
+        weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop).atexit = False
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
     ) -> Score:
         """Score images (B, 3, H, W), float in [0, 1]."""
-        return self.submit(images, prompts, metadata)()
+        return self.submit(images, prompts, metadata).result()
 
     def submit(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
-    ) -> Callable[[], Score]:
-        """Begin to score; the function returned waits for the Score. Raises ValueError for bad input at once."""
+    ) -> Future[Score]:
+        """Begin to score. The images are copied before this returns. Raises ValueError for bad input at once."""
         check_images(images, prompts, metadata)
         request = encode_batch(to_uint8(images), prompts, metadata)
-        future, device, batch_size = Future(), images.device, len(images)
-        # daemon: an interrupted run does not wait for the network
-        threading.Thread(target=self._resolve, args=(future, request, batch_size), daemon=True).start()
-        return lambda: _to_device(future.result(), device)
+        return asyncio.run_coroutine_threadsafe(self._score(request, len(images), images.device), self._loop)
 
-    def _resolve(self, future: Future, request: bytes, batch_size: int) -> None:
+    async def _score(self, request: bytes, batch_size: int, device: torch.device) -> Score:
+        async with self._slots:
+            answer = await self._answer(request)
         try:
-            with self._slots:
-                answer = self._answer(request)
-            future.set_result(self._decoded(answer, batch_size))
-        except Exception as error:  # whatever it is, the caller raises it
-            future.set_exception(error)
-
-    def _decoded(self, answer: bytearray, batch_size: int) -> Score:
-        try:
-            return decode_score(answer, batch_size)
+            return _to_device(decode_score(answer, batch_size), device)
         except ValueError as error:
             raise RuntimeError(f"{self._url} answered with something that is no score: {error}") from error
 
-    def _answer(self, request: bytes) -> bytearray:
+    async def _answer(self, request: bytes) -> bytes:
         """The body of a good answer, after as many tries as it takes."""
-        for attempt in range(self._retries + 1):
-            try:
-                return self._try_once(request)
-            except (_Unavailable, OSError, http.client.HTTPException) as error:
-                last = error
-            if attempt < self._retries:
-                delay = min(FIRST_DELAY * 2**attempt, LONGEST_DELAY) * self._random.uniform(0.5, 1)
-                delay = max(delay, getattr(last, "retry_after", 0.0))
-                tries = f"{attempt + 1} of {self._retries + 1} tries"
-                logger.warning("%s: %s; %s, the next in %.1f s", self._url, _describe(last), tries, delay)
-                time.sleep(delay)
-        raise RuntimeError(
-            f"{self._url} gave no score in {self._retries + 1} tries, the last: {_describe(last)}; "
-            "see whether the server runs, and what its log says"
-        ) from last
+        tries = tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(self._retries + 1),
+            wait=self._delay,
+            retry=tenacity.retry_if_exception_type((_Unavailable, httpx.TransportError, asyncio.TimeoutError)),
+            before_sleep=self._tell,
+        )
+        try:
+            return await tries(self._try_once, request)
+        except tenacity.RetryError as failure:
+            last = failure.last_attempt.exception()
+            raise RuntimeError(
+                f"{self._url} gave no score in {self._retries + 1} tries, the last: {self._describe(last)}; "
+                "see whether the server runs, and what its log says"
+            ) from last
 
-    def _try_once(self, request: bytes) -> bytearray:
-        deadline = time.monotonic() + self._timeout
-        with closing(self._connection_class(self._host, timeout=self._timeout)) as connection:
-            # a server that refuses early stops reading: its answer says why
-            with suppress(BrokenPipeError, ConnectionResetError):
-                connection.request("POST", self._path, request, self._headers)
-            with connection.getresponse() as response:
-                if response.status == 200:
-                    if response.length is None and not response.chunked:  # nothing would show that it was cut short
-                        raise http.client.HTTPException("the answer has no Content-Length")
-                    return _read(response, self._max_bytes, deadline)
-                reason = _reason(_read(response, MAX_REASON_BYTES, deadline, cut=True))
-        if response.status >= 500 or response.status in RETRIED:
-            raise _Unavailable(f"HTTP {response.status}: {reason}", _seconds(response.headers.get("Retry-After")))
-        raise ValueError(f"{self._url} refused the batch: {reason} (HTTP {response.status})")
+    async def _try_once(self, request: bytes) -> bytes:
+        return await asyncio.wait_for(self._exchange(request), self._timeout)
+
+    async def _exchange(self, request: bytes) -> bytes:
+        async with self._client.stream("POST", self._target, content=request) as response:
+            if response.status_code == 200:
+                if not {"content-length", "transfer-encoding"} & response.headers.keys():
+                    raise _Unavailable("the answer has no Content-Length: nothing would show that it was cut short")
+                body = await _read(response, self._max_bytes)
+                if len(body) > self._max_bytes:
+                    reason = f"the answer is larger than {self._max_bytes} bytes"
+                    raise RuntimeError(f"{reason}; raise max_mib, or send smaller batches")
+                return body
+            reason = _reason(await _read(response, MAX_REASON_BYTES))
+        if response.status_code >= 500 or response.status_code in RETRIED:
+            raise _Unavailable(f"HTTP {response.status_code}: {reason}", response.headers.get("Retry-After", ""))
+        raise ValueError(f"{self._url} refused the batch: {reason} (HTTP {response.status_code})")
+
+    def _delay(self, state: tenacity.RetryCallState) -> float:
+        """Seconds until the next try, as many as the server asks for where that is longer."""
+        delay = min(FIRST_DELAY * 2 ** (state.attempt_number - 1), LONGEST_DELAY) * self._random.uniform(0.5, 1)
+        return max(delay, getattr(state.outcome.exception(), "retry_after", 0.0))
+
+    def _tell(self, state: tenacity.RetryCallState) -> None:
+        what, delay = self._describe(state.outcome.exception()), state.next_action.sleep
+        tries = f"{state.attempt_number} of {self._retries + 1} tries"
+        logger.warning("%s: %s; %s, the next in %.1f s", self._url, what, tries, delay)
+
+    def _describe(self, error: BaseException) -> str:
+        if isinstance(error, asyncio.TimeoutError):
+            return f"no answer within {self._timeout:g} s"
+        return str(error) if isinstance(error, _Unavailable) else f"{type(error).__name__}: {error}"
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """Until it is stopped, which the end of its scorer does."""
+    loop.run_forever()
+    loop.close()
 
 
 class _Unavailable(Exception):
-    """An answer that may be another the next time. retry_after: seconds that the server asks for."""
+    """An answer that may be another the next time. retry_after: seconds that the server asks for, where it gives a number."""
 
-    def __init__(self, message: str, retry_after: float):
+    def __init__(self, message: str, retry_after: str = ""):
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after = min(float(retry_after), LONGEST_DELAY) if retry_after.isdecimal() else 0.0
 
 
-def _parse_url(url: str) -> tuple[type[http.client.HTTPConnection], str, str]:
-    """What connects, to "host:port", and the path to score at."""
+def _target(url: str) -> str:
+    """Where to score. Raises ValueError for what is no server's URL."""
     parts = urlsplit(url)
-    kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
     beyond_path = parts.username or parts.password or parts.query or parts.fragment
-    if parts.scheme not in kinds or not parts.hostname or beyond_path or not (url.isascii() and url.isprintable()):
+    named = parts.scheme in ("http", "https") and parts.hostname
+    if not named or beyond_path or not (url.isascii() and url.isprintable()):
         raise ValueError(
             f"a reward server's URL must be http://HOST:PORT or https://HOST:PORT, got {url!r}; "
             "a token goes into the environment"
         )
     parts.port  # noqa: B018  raises ValueError where it is no port
-    return kinds[parts.scheme], parts.netloc, parts.path.rstrip("/") + "/score"
+    return url.rstrip("/") + "/score"
 
 
-def _read(response: http.client.HTTPResponse, limit: int, deadline: float, cut: bool = False) -> bytearray:
-    """The body, at most `limit` bytes: more is cut off, or an error."""
+async def _read(response: httpx.Response, limit: int) -> bytes:
+    """The body; of one that is longer than limit, a little more than that."""
     body = bytearray()
-    while chunk := response.read1(min(2**20, limit + 1 - len(body))):
+    async for chunk in response.aiter_raw():
         body += chunk
-        if time.monotonic() > deadline:
-            raise TimeoutError("the answer took too long")
         if len(body) > limit:
-            if cut:
-                return body[:limit]
-            raise RuntimeError(f"the answer is larger than {limit} bytes; raise max_mib, or send smaller batches")
-    if response.length:
-        raise http.client.IncompleteRead(bytes(body[:80]), response.length)
-    return body
+            break
+    return bytes(body)
 
 
-def _reason(body: bytearray) -> str:
+def _reason(body: bytes) -> str:
     """What an answer other than 200 says: the server's JSON, or the beginning of a proxy's page."""
     text = body.decode(errors="replace")
     with suppress(ValueError, KeyError, TypeError, RecursionError):
         return str(json.loads(text)["error"])
     return repr(text[:200])
-
-
-def _seconds(retry_after: str | None) -> float:
-    """Of a Retry-After header, at most LONGEST_DELAY; 0 without one, or where it gives a date."""
-    return min(float(retry_after), LONGEST_DELAY) if retry_after and retry_after.isdecimal() else 0.0
-
-
-def _describe(error: Exception) -> str:
-    return str(error) if isinstance(error, _Unavailable) else f"{type(error).__name__}: {error}"
 
 
 def _to_device(score: Score, device: torch.device) -> Score:

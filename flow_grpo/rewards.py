@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ class MultiScore:
             else:
                 scores[names[0]] = self._scorers[names[0]](*batch)
         return lambda: self._combine(
-            {name: pending[name]() if name in pending else scores[name] for name in self._scorers}
+            {name: _waited_for(pending[name]) if name in pending else scores[name] for name in self._scorers}
         )
 
     def _combine(self, scores: Mapping[str, Score]) -> Rewards:
@@ -71,6 +72,10 @@ class MultiScore:
             },
             "valid": torch.stack([extra["valid"] for extra in extras.values()]).all(dim=0),
         }
+
+
+def _waited_for(pending: Future[Score] | Callable[[], Score]) -> Score:
+    return pending.result() if isinstance(pending, Future) else pending()
 
 
 def multi_score(

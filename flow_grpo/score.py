@@ -38,6 +38,7 @@ class Score:
     map_valid: Tensor | None = None
     details: Mapping[str, Tensor] = field(default_factory=dict)
     valid: Tensor | None = None
+    neutral: float = 0.5
 
     def __post_init__(self):
         if self.reward.ndim != 1 or not self.reward.is_floating_point():
@@ -47,6 +48,8 @@ class Score:
         for name, values in self.details.items():
             if values.shape != self.reward.shape:
                 raise ValueError(f"details[{name!r}] must be {tuple(self.reward.shape)}, got {_describe(values)}")
+        if not 0 <= self.neutral <= 1:
+            raise ValueError(f"neutral must lie in [0, 1], got {self.neutral}; 0.5 is half-way between bad and good")
         if self.valid is None:
             object.__setattr__(self, "valid", torch.ones_like(self.reward, dtype=torch.bool))  # the dataclass is frozen
         _check_flags("valid", self.valid, len(self.reward))

@@ -8,9 +8,7 @@ import argparse
 import ipaddress
 import json
 import logging
-import signal
 import sys
-import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -71,20 +69,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     limits = Limits(int(args.max_mib * 2**20), args.max_batch, args.max_requests, args.timeout)
     scorer = make_scorer(args.scorer, device=args.device, **dict(args.option))
-    with RewardServer((args.host, args.port), scorer, limits, args.token, args.device) as server:
-
-        def stop(number, frame):
-            print(f"{signal.Signals(number).name}: finishing what is in hand; once more to stop at once", flush=True)
-            for each in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(each, signal.SIG_DFL)
-            # in a thread: it waits for serve_forever, which this interrupts
-            threading.Thread(target=server.shutdown).start()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
-        host = f"[{args.host}]" if ":" in args.host else args.host
-        print(f"{args.scorer} at http://{host}:{server.server_address[1]}", flush=True)
-        server.serve_forever(poll_interval=0.1)
+    server = RewardServer((args.host, args.port), scorer, limits, args.token, args.device)
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    print(f"{args.scorer} at http://{host}:{server.port}", flush=True)
+    server.run()
 
 
 if __name__ == "__main__":

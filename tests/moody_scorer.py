@@ -1,6 +1,7 @@
 """A scorer that raises, waits or answers nonsense where a prompt says so; in a module of its own, for servers to find."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -53,5 +54,7 @@ class MoodyScorer:
 class MoodyPool(MoodyScorer):
     """The same, with workers of its own: `submit` returns at once."""
 
+    _workers = ThreadPoolExecutor(32)
+
     def submit(self, images, prompts, metadata=None):
-        return lambda: self(images, prompts, metadata)
+        return self._workers.submit(self, images, prompts, metadata)

@@ -16,16 +16,14 @@ ROOT = Path(__file__).parents[1]
 def served(scorer, token=None, **limits):
     """A RewardServer of the scorer, with its `url` and `port`."""
     server = RewardServer(("127.0.0.1", 0), scorer, Limits(**limits), token)
-    server.port = server.server_address[1]
     server.url = f"http://127.0.0.1:{server.port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread = threading.Thread(target=server.run)
     thread.start()
     try:
         yield server
     finally:
-        server.shutdown()
+        server.should_exit = True
         thread.join()
-        server.server_close()
 
 
 def start_server(*arguments, port=0, token=None):

@@ -1,36 +1,45 @@
 """A scorer behind HTTP: every request gets an answer, bounded in size, in time and in number.
 
+Starlette has the routes and uvicorn the connections; here stand the bounds that neither has.
 docs/remote-rewards.md has the protocol; scripts/serve_rewards.py starts it.
 """
 
+import asyncio
 import hmac
-import io
-import json
 import logging
-import re
+import signal
 import socket
-import sys
-import threading
-import time
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler
-from socketserver import TCPServer, ThreadingMixIn
+from http import HTTPStatus
+
+import anyio
+import h11
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..score import Score, Scorer
 from .wire import DEFAULT_TOKEN_ENV, decode_batch, encode_score
 
 logger = logging.getLogger(__name__)
 
-METHODS = {"/score": "POST", "/health": "GET"}
 HEAD_TIMEOUT = 10.0  # seconds for a request's line and headers
+MAX_HEAD_BYTES = 8 * 2**10  # a head that comes at once may be twice as long
 LINGER = 2.0  # seconds in which a client may still send what is no longer read
 MORE_CONNECTIONS = 64  # than requests: those that only send their headers, or hear a refusal
+AT_ONCE = 2  # requests whose bodies and answers are in memory: one is scored while another comes or leaves
 
 
 @dataclass(frozen=True)
 class Limits:
-    """max_bytes and max_batch: of a request. max_requests: at a time. timeout: seconds for a body, and for an answer."""
+    """max_bytes and max_batch: of a request. max_requests: in hand. timeout: seconds for a body, and for an answer."""
 
     max_bytes: int = 256 * 2**20
     max_batch: int = 256
@@ -38,225 +47,249 @@ class Limits:
     timeout: float = 60.0
 
 
-class Refusal(Exception):
-    """Answered with this HTTP status, this reason and these headers."""
+class RewardServer(uvicorn.Server):
+    """One scorer at one address. `run` serves until `should_exit` is set, and ends when the requests in hand are answered.
 
-    def __init__(self, status: int, reason: str, **headers: str):
-        super().__init__(reason)
-        self.status, self.headers = status, {name.replace("_", "-"): value for name, value in headers.items()}
-
-
-class RewardServer(ThreadingMixIn, TCPServer):
-    """One scorer at one address, a thread a connection.
-
-    Scorers with `submit` have several batches in hand at a time; the others score one after the other, so that memory does
-    not grow with the number of clients. server_close waits for the requests in hand.
+    Scorers with `submit` have several batches in hand at a time; the others score one after the other. Bodies are read in
+    their turn, so that memory does not grow with the number of clients.
+    address: host and port; port 0 takes a free one, and `port` tells which.
     """
-
-    allow_reuse_address = True
-    request_queue_size = 128
 
     def __init__(
         self, address: tuple[str, int], scorer: Scorer, limits: Limits, token: str | None = None, device: str = "cpu"
     ):
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.limits, self.token = limits, token
-        self._scorer, self._device = scorer, device
-        self._turn = threading.Lock()
-        self._requests = threading.BoundedSemaphore(limits.max_requests)
-        self._connections = threading.BoundedSemaphore(limits.max_requests + MORE_CONNECTIONS)
-        super().__init__(address, RewardHandler)
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self._listener = socket.create_server(address, family=family, backlog=128)
+        self.port = self._listener.getsockname()[1]
+        config = uvicorn.Config(
+            _Lingering(_routes(_Scoring(scorer, limits, token, device))),
+            http=lambda **options: _Connection(limits, **options),
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            headers=[("Connection", "close")],  # a connection serves one request
+            **{"loop": "asyncio", "ws": "none", "lifespan": "off", "log_config": None},
+            **{"proxy_headers": False, "server_header": False, "date_header": False},
+        )
+        super().__init__(config)
+
+    def run(self) -> None:
+        super().run([self._listener])
+
+    def handle_exit(self, number, frame):
+        print(f"{signal.Signals(number).name}: finishing what is in hand; once more to stop at once", flush=True)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+        self.should_exit = True
+
+
+class _Connection(H11Protocol):
+    """uvicorn's connection with a deadline for a request's head, one for the answer to leave, and a bound to their number."""
+
+    def __init__(self, limits: Limits, **options):
+        super().__init__(**options)
+        self._limits, self._timer, self._refused = limits, None, False
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(0)  # so that an answer counts as sent when the kernel has all of it
+        if len(self.connections) > self._limits.max_requests + MORE_CONNECTIONS:
+            self._refuse(503, "too many connections; try again")
+        else:
+            self._after(HEAD_TIMEOUT, self._refuse, 408, "the request came too slowly")
+
+    def data_received(self, data):
+        # in pieces, since the parser bounds what it waits for, and not what comes at once
+        while self.cycle is None and not self._refused and data:
+            super().data_received(data[:MAX_HEAD_BYTES])
+            data = data[MAX_HEAD_BYTES:]
+            if self.cycle is not None:
+                self._timer.cancel()
+        if self.cycle is not None and data:
+            super().data_received(data)
+
+    def eof_received(self):
+        """The client has sent all it wants to, or is gone. Returns True, which keeps the connection for the answer."""
+        if self._refused:
+            return False
+        if self.cycle is None:
+            self._refuse(400, "the request ended before its headers did")
+        else:
+            self._end_body()
+        return True
+
+    def connection_lost(self, error):
+        self._timer.cancel()
+        super().connection_lost(error)
+
+    def pause_writing(self):
+        self._after(self._limits.timeout, self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self):
+        self._timer.cancel()
+        super().resume_writing()
+
+    def send_400_response(self, msg):
+        """What the parser refuses; called where it raised."""
+        if self.cycle is not None:  # in the body: the application answers
+            self._end_body()
+            return
+        try:
+            raise
+        except h11.RemoteProtocolError as error:
+            # 501 for an encoding that it does not know is the client's error, too
+            self._refuse(min(error.error_status_hint, 431), f"the request cannot be read: {error}")
+
+    def _end_body(self):
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
+
+    def _after(self, seconds, function, *arguments):
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(seconds, function, *arguments)
+
+    def _refuse(self, status: int, reason: str):
+        """Answer before there is a request; close when the client has, as `_Lingering` says."""
+        self._refused = True
+        answer = JSONResponse({"error": reason}, status, {"Connection": "close"})
+        lines = [b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode())]
+        lines += [name + b": " + value for name, value in answer.raw_headers]
+        self.transport.write(b"\r\n".join([*lines, b"", answer.body]))
+        self.transport.write_eof()
+        self._after(LINGER, self.transport.abort)
+
+
+class _Lingering:
+    """Closes when the client has the answer and has said all it wants to.
+
+    With bytes unread, closing would reset the connection under the answer.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        more = True
+
+        async def noting_receive():
+            nonlocal more
+            message = await receive()
+            more = message.get("more_body", False)
+            return message
+
+        async def lingering_send(message):
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                await send(message | {"more_body": True})
+                with anyio.move_on_after(LINGER):
+                    while more:
+                        await noting_receive()
+                message = message | {"body": b""}  # waits until the last one has left
+            await send(message)
+
+        await self._app(scope, noting_receive, lingering_send)
+
+
+class _Scoring:
+    """`POST /score`, as an application of its own: it holds its turn until its answer has left."""
+
+    def __init__(self, scorer: Scorer, limits: Limits, token: str | None, device: str):
+        self._scorer, self._limits, self._token, self._device = scorer, limits, token, device
+        # one thread has one heap, too: several would each keep what their largest batch took
+        self._threads = ThreadPoolExecutor(AT_ONCE if hasattr(scorer, "submit") else 1)
+        self._in_hand = 0
+        self._at_once = asyncio.Semaphore(AT_ONCE)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        self._check_token(request)
+        length = self._content_length(request)
+        with self._slot():
+            async with self._at_once:
+                body = await self._body(request, length)
+                answer = await asyncio.get_running_loop().run_in_executor(self._threads, self._score, body)
+                del body
+                await Response(answer, media_type="application/octet-stream")(scope, receive, send)
+
+    def _check_token(self, request: Request) -> None:
+        given = request.headers.get("Authorization", "").encode("latin-1")
+        if self._token is not None and not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
+            reason = f"this server wants its bearer token; set {DEFAULT_TOKEN_ENV}, or the scorer's token_env"
+            raise HTTPException(401, reason, {"WWW-Authenticate": "Bearer"})
+
+    def _content_length(self, request: Request) -> int:
+        """Checked before any of the body is read; h11 has refused what is no number."""
+        if "Content-Length" not in request.headers or "Transfer-Encoding" in request.headers:
+            raise HTTPException(411, "send the body whole, with its Content-Length")
+        # a type that a browser's form cannot send unasked
+        if request.headers.get("Content-Type") != "application/octet-stream":
+            raise HTTPException(415, "the body must be application/octet-stream")
+        length, limit = int(request.headers["Content-Length"]), self._limits.max_bytes
+        if length > limit:
+            reason = f"a request may take {limit} bytes, got {length}; send smaller batches, or raise --max-mib"
+            raise HTTPException(413, reason)
+        return length
 
     @contextmanager
-    def slot(self):
+    def _slot(self):
         """One of max_requests; 503 where all are taken."""
-        if not self._requests.acquire(blocking=False):
-            raise Refusal(503, "too many requests at a time; try again", Retry_After="1")
+        if self._in_hand == self._limits.max_requests:
+            raise HTTPException(503, "too many requests at a time; try again", {"Retry-After": "1"})
+        self._in_hand += 1
         try:
             yield
         finally:
-            self._requests.release()
+            self._in_hand -= 1
 
-    def score(self, message: bytearray) -> bytes:
-        """The answer to a request's body. Raises Refusal: 400 for a malformed one, 422 for what the scorer refuses."""
+    async def _body(self, request: Request, length: int) -> bytes:
         try:
-            levels, prompts, metadata = decode_batch(message, self.limits.max_batch)
-        except ValueError as error:
-            raise Refusal(400, str(error)) from error
-        try:
-            with self._turn:
-                images = levels.contiguous().to(self._device).float().div_(255)  # (B, 3, H, W)
-                submitted = hasattr(self._scorer, "submit")
-                score = (self._scorer.submit if submitted else self._scorer)(images, prompts, metadata)
-                del images
-            score = score() if submitted else score
-        except ValueError as error:
-            raise Refusal(422, str(error)) from error
-        except Exception as error:  # whatever a scorer raises
-            logger.exception("the scorer failed")
-            raise Refusal(500, f"the scorer failed: {type(error).__name__}: {error}") from error
-        if not isinstance(score, Score) or len(score.reward) != len(levels):
-            raise Refusal(500, f"the scorer gave no Score of {len(levels)} images, but {type(score).__name__}")
-        return encode_score(score)
-
-    def process_request(self, request, client_address):
-        if self._connections.acquire(blocking=False):
-            super().process_request(request, client_address)
-            return
-        with suppress(OSError):
-            request.settimeout(0)  # what fits the socket's buffer: nobody waits for this client
-            request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n")
-        self.close_request(request)
-
-    def process_request_thread(self, request, client_address):
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._connections.release()
-
-    def shutdown_request(self, request):
-        """Close when the client has: with bytes unread, closing would reset the connection under the answer."""
-        deadline = time.monotonic() + LINGER
-        with suppress(OSError):
-            request.shutdown(socket.SHUT_WR)
-            request.settimeout(LINGER)
-            while time.monotonic() < deadline and request.recv(65536):
-                pass
-        self.close_request(request)
-
-    def handle_error(self, request, client_address):
-        error = sys.exc_info()[1]
-        if isinstance(error, OSError):
-            logger.info("%s went away: %s", client_address[0], error)
-        else:
-            logger.exception("a request from %s failed", client_address[0])
-
-
-class RewardHandler(BaseHTTPRequestHandler):
-    """One request of one connection."""
-
-    server: RewardServer
-    protocol_version = "HTTP/1.1"
-    server_version, sys_version = "flow-grpo-rewards", ""
-    command = path = requestline = request_version = ""  # until the request's line is read
-
-    def setup(self):
-        super().setup()
-        self.rfile.close()
-        self._incoming = _Incoming(self.connection, HEAD_TIMEOUT)
-        self.rfile = io.BufferedReader(self._incoming)
-
-    def handle(self):
-        started, status = time.monotonic(), None
-        try:
-            self.handle_one_request()
-        except Refusal as refusal:
-            status = refusal.status
-            # not the scorer's whole mind: some errors quote what they were given
-            self._answer(status, _json({"error": str(refusal)[:1000]}), **refusal.headers)
-        logger.info(
-            *("%s %.20r %.80r: %s in %.3f s", self.client_address[0], self.command, self.path),
-            *(status or "done", time.monotonic() - started),
-        )
-
-    def parse_request(self) -> bool:
-        # False after an empty line alone: everything else that it refuses comes by send_error
-        if not super().parse_request() or not self.request_version.startswith("HTTP/1."):
-            raise Refusal(400, "the request must begin with METHOD PATH HTTP/1.1")
-        return True
-
-    def do_GET(self):
-        self._check_route()
-        self._answer(200, _json({"status": "ok"}))
-
-    def do_POST(self):
-        self._check_route()
-        self._check_token()
-        length = self._content_length()
-        with self.server.slot():
-            self._answer(200, self.server.score(self._body(length)), Content_Type="application/octet-stream")
-
-    def _check_route(self):
-        method = METHODS.get(self.path)
-        if method is None:
-            raise Refusal(404, f"nothing is here; {' and '.join(f'{m} {p}' for p, m in METHODS.items())} are")
-        if method != self.command:
-            raise Refusal(405, f"{self.path} takes {method}", Allow=method)
-
-    def _check_token(self):
-        token = self.server.token
-        given = self.headers.get("Authorization", "").encode("latin-1", "replace")
-        if token is not None and not hmac.compare_digest(given, f"Bearer {token}".encode()):
-            reason = f"this server wants its bearer token; set {DEFAULT_TOKEN_ENV}, or the scorer's token_env"
-            raise Refusal(401, reason, WWW_Authenticate="Bearer")
-
-    def _content_length(self) -> int:
-        """Checked before any of the body is read."""
-        if "Transfer-Encoding" in self.headers:
-            raise Refusal(411, "no Transfer-Encoding is understood; send the body whole, with its Content-Length")
-        # one that a browser's form cannot send unasked
-        if self.headers.get_content_type() != "application/octet-stream":
-            raise Refusal(415, "the body must be application/octet-stream")
-        lengths = self.headers.get_all("Content-Length", [])
-        if not lengths:
-            raise Refusal(411, "send the body's Content-Length")
-        if len(lengths) > 1 or not re.fullmatch("[0-9]{1,18}", lengths[0]):
-            raise Refusal(400, "Content-Length must be one whole number")
-        length, limit = int(lengths[0]), self.server.limits.max_bytes
-        if length > limit:
-            raise Refusal(
-                413, f"a request may take {limit} bytes, got {length}; send smaller batches, or raise --max-mib"
-            )
-        return length
-
-    def _body(self, length: int) -> bytearray:
-        self._incoming.deadline = time.monotonic() + self.server.limits.timeout
-        # grows as the bytes come: a length alone takes no memory
-        body = bytearray()
-        while len(body) < length:
-            chunk = self.rfile.read1(min(length - len(body), 2**20))
-            if not chunk:
-                raise Refusal(400, f"the body ended after {len(body)} of {length} bytes")
-            body += chunk
+            with anyio.fail_after(self._limits.timeout):
+                body = b"".join([chunk async for chunk in request.stream()])
+        except TimeoutError:
+            raise HTTPException(408, "the request's body came too slowly") from None
+        if len(body) < length:
+            raise HTTPException(400, f"the body ended after {len(body)} of {length} bytes")
         return body
 
-    def _answer(self, status: int, body: bytes, **headers: str):
-        self.connection.settimeout(self.server.limits.timeout)
-        self.request_version = self.protocol_version  # to one of 0.9 the answer would have no status
-        self.send_response(status)
-        headers = {"Content_Type": "application/json"} | headers
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def send_error(self, code, message=None, explain=None):
-        """What http.server itself refuses: a line or headers that it cannot read, a method or version unknown to it."""
-        code = {501: 405, 505: 400}.get(code, code)
-        raise Refusal(code, f"the request cannot be read: {message or 'bad request'}")
-
-    def log_request(self, code="-", size="-"):
-        pass  # `handle` logs
-
-
-class _Incoming(io.RawIOBase):
-    """What a connection receives until a deadline: a client that sends byte by byte does not move it."""
-
-    def __init__(self, connection: socket.socket, seconds: float):
-        self._connection, self.deadline = connection, time.monotonic() + seconds
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
+    def _score(self, message: bytes) -> bytes:
+        """The answer to a request's body: 400 for a malformed one, 422 for what the scorer refuses, 500 where it fails."""
+        submit = getattr(self._scorer, "submit", None)
         try:
-            self._connection.settimeout(max(self.deadline - time.monotonic(), 1e-3))
-            return self._connection.recv_into(buffer)
-        except TimeoutError:
-            raise Refusal(408, "the request came too slowly") from None
+            levels, prompts, metadata = decode_batch(message, self._limits.max_batch)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from error
+        images = levels.contiguous().to(self._device).float().div_(255)  # (B, 3, H, W)
+        del levels
+        try:
+            score = (submit or self._scorer)(images, prompts, metadata)
+            del images
+            if submit:
+                score = score.result() if isinstance(score, Future) else score()
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from error
+        except Exception as error:  # whatever a scorer raises
+            logger.exception("the scorer failed")
+            raise HTTPException(500, f"the scorer failed: {type(error).__name__}: {error}") from error
+        if not isinstance(score, Score) or len(score.reward) != len(prompts):
+            raise HTTPException(500, f"the scorer gave no Score of {len(prompts)} images, but {type(score).__name__}")
+        return encode_score(score)
 
 
-def _json(value: dict) -> bytes:
-    return json.dumps(value).encode()
+def _routes(scoring: ASGIApp) -> Starlette:
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def refusal(request: Request, error: HTTPException) -> Response:
+        reasons = {404: "nothing is here; POST /score and GET /health are", 405: "POST /score, GET /health"}
+        # not a scorer's whole mind: some errors quote what they were given
+        reason = reasons.get(error.status_code, error.detail[:1000])
+        return JSONResponse({"error": reason}, error.status_code, error.headers)
+
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response()  # nobody hears it
+
+    app = Starlette(
+        routes=[Route("/score", scoring, methods=["POST"]), Route("/health", health)],
+        exception_handlers={HTTPException: refusal, ClientDisconnect: gone},
+    )
+    app.router.redirect_slashes = False
+    return app

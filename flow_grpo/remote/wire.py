@@ -1,29 +1,27 @@
 """Batches and scores as bytes, for a scorer behind a network: nothing is unpickled, and nothing received is trusted.
 
-A message has the layout of a safetensors file: 8 bytes with the length of a JSON header (little-endian), the header, and
-the arrays' bytes end to end. The header gives each array's dtype, shape and offsets, and under `__metadata__` some texts.
-Any safetensors library reads and writes it; https://huggingface.co/docs/safetensors describes it.
+A message is a safetensors file: named arrays, and texts under `__metadata__`. The safetensors library holds every byte of it
+against its header; here stands what the arrays and texts must be.
 """
 
 import json
-import math
 import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 import torch
 from torch import Tensor
 
 from ..score import Score
 
 _DTYPES = {"F32": np.dtype("<f4"), "U8": np.dtype("uint8"), "BOOL": np.dtype("bool")}
-_TYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_TEXTS = "__metadata__"
 
 MAX_HEADER_BYTES = 4 * 2**20  # JSON takes some twenty times its length in memory
-MAX_DIMENSIONS = 4
+MAX_TEXT = 16_384  # characters of a prompt, or of an image's metadata as JSON: more than any text encoder reads
 
 DEFAULT_TOKEN_ENV = "FLOW_GRPO_REWARD_TOKEN"
 
@@ -45,50 +43,55 @@ def encode_batch(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[
     """A batch as a request. images: (B, H, W, 3) uint8 RGB, as `to_uint8` gives them.
 
     metadata: None or empty, or mappings that JSON can hold; a tuple arrives as a list.
-    Raises ValueError for what has no JSON or no UTF-8.
+    Raises ValueError for what has no JSON or no UTF-8, and for longer texts than a server takes.
     """
     try:
-        texts = {"prompts": json.dumps(list(prompts), ensure_ascii=False)}
-        if metadata:
-            texts["metadata"] = json.dumps([dict(entry) for entry in metadata], ensure_ascii=False, allow_nan=False)
+        texts = {"prompts": _json(list(prompts))}
+        entries = [_json(dict(entry)) for entry in metadata or []]
     except (TypeError, ValueError) as error:
         raise ValueError(f"prompts and metadata must be JSON to be scored elsewhere: {error}") from error
+    _check_lengths(prompts, entries)
+    if entries:
+        texts["metadata"] = f"[{', '.join(entries)}]"
     return pack({"images": images}, texts)
 
 
-def decode_batch(message: bytearray, max_batch: int) -> tuple[Tensor, list[str], list[dict[str, Any]] | None]:
+def decode_batch(message: bytes, max_batch: int) -> tuple[Tensor, list[str], list[dict[str, Any]] | None]:
     """Images (B, 3, H, W) uint8, prompts and metadata of a request. Raises ValueError for anything else."""
     arrays, texts = unpack(message)
     _expect("arrays", arrays, {"images"})
-    _expect(_TEXTS, texts, {"prompts"}, {"metadata"})
+    _expect("__metadata__", texts, {"prompts"}, {"metadata"})
     images = arrays["images"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise ValueError(f"images must be U8 (B, H, W, 3), got {_TYPE_NAMES[images.dtype]} {images.shape}")
+        raise ValueError(f"images must be U8 (B, H, W, 3), got {images.dtype} {images.shape}")
     if len(images) > max_batch:
         raise ValueError(f"a request may hold {max_batch} images, got {len(images)}; send smaller batches")
     prompts = _list_of(str, "prompts", texts["prompts"], len(images))
     metadata = _list_of(dict, "metadata", texts["metadata"], len(images)) if "metadata" in texts else None
+    _check_lengths(prompts, map(_json, metadata or []))
     return torch.from_numpy(images).permute(0, 3, 1, 2), prompts, metadata
 
 
 def encode_score(score: Score) -> bytes:
     """A score as an answer: numbers in fp32, so that a scorer of fp32 gives the same bits here and elsewhere."""
     numbers = {"reward": score.reward} | {f"details/{name}": values for name, values in score.details.items()}
+    texts = {}
     if score.reward_map is not None:
         numbers["reward_map"] = score.reward_map
+        texts = {"map_kind": score.map_kind, "neutral": _json(score.neutral)}
     arrays = {name: values.detach().float().cpu().numpy() for name, values in numbers.items()}
     flags = {"valid": score.valid, "map_valid": score.map_valid}
     arrays |= {name: values.detach().cpu().numpy() for name, values in flags.items()}
-    return pack(arrays, {"map_kind": score.map_kind} if score.map_kind else {})
+    return pack(arrays, texts)
 
 
-def decode_score(message: bytearray, batch_size: int) -> Score:
+def decode_score(message: bytes, batch_size: int) -> Score:
     """The score of batch_size images, on the CPU. Raises ValueError for anything else, and for what Score refuses."""
     arrays, texts = unpack(message)
     details = {name for name in arrays if name.startswith("details/")}
     _expect("arrays", arrays, {"reward", "valid", "map_valid"}, {"reward_map"} | details)
-    _expect(_TEXTS, texts, set(), {"map_kind"})
-    if len(arrays["reward"]) != batch_size:
+    _expect("__metadata__", texts, set(), {"map_kind", "neutral"})
+    if arrays["reward"].shape[:1] != (batch_size,):
         raise ValueError(f"reward must be ({batch_size},), got {arrays['reward'].shape}")
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     if any(tensors[name].dtype != torch.float32 for name in tensors.keys() - {"valid", "map_valid"}):
@@ -100,92 +103,46 @@ def decode_score(message: bytearray, batch_size: int) -> Score:
         map_valid=tensors["map_valid"],
         details={name.removeprefix("details/"): tensors[name] for name in arrays if name in details},
         valid=tensors["valid"],
+        neutral=float(texts.get("neutral", 0.5)),
     )
 
 
 def pack(arrays: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> bytes:
     """Arrays of fp32, uint8 or bool, and texts, as one message."""
-    # the widest first, so that each starts at a multiple of its item's size
-    names = sorted(arrays, key=lambda name: -arrays[name].itemsize)
-    header, offset = {_TEXTS: dict(texts)}, 0
-    for name in names:
-        end = offset + arrays[name].nbytes
-        shape = list(arrays[name].shape)
-        header[name] = {"dtype": _TYPE_NAMES[arrays[name].dtype], "shape": shape, "data_offsets": [offset, end]}
-        offset = end
-    encoded = json.dumps(header, ensure_ascii=False).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    data = [np.ascontiguousarray(arrays[name]).data for name in names]
-    return b"".join([len(encoded).to_bytes(8, "little"), encoded, *data])
+    return safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, dict(texts))
 
 
-def unpack(message: bytearray) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays and texts of a message; arrays share its memory where they can.
-
-    Raises ValueError unless every byte is accounted for: a header of JSON, and arrays that fill the rest without gap or
-    overlap, each of at least one item.
-    """
-    header, start = _read_header(message)
-    texts = header.pop(_TEXTS, {})
-    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-        raise ValueError(f"{_TEXTS} must map names to texts, got {_show(texts)}")
-    arrays, data = {}, memoryview(message)[start:]
-    layouts = [(name, *_layout(name, entry, len(data))) for name, entry in header.items()]
-    filled = 0
-    for name, dtype, shape, begin, end in sorted(layouts, key=lambda layout: layout[3]):
-        if begin != filled:
-            raise ValueError(f"array {name[:80]!r} begins at byte {begin}, where {filled} was expected")
-        array = np.frombuffer(data[begin:end], dtype).reshape(shape)
-        if dtype.kind == "b" and (array.view(np.uint8) > 1).any():
+def unpack(message: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays and texts of a message. Raises ValueError unless it is a safetensors file of such arrays."""
+    length = int.from_bytes(message[:8], "little")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"the header may take {MAX_HEADER_BYTES} bytes, got {length}; send smaller batches")
+    try:
+        entries = safetensors.deserialize(bytes(message))
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"the message of {len(message)} bytes is no safetensors file: {str(error)[:200]}") from None
+    arrays = {}
+    for name, entry in entries:
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(f"array {name[:80]!r} must be one of {', '.join(_DTYPES)}, got {entry['dtype']}")
+        if 0 in entry["shape"]:
+            raise ValueError(f"array {name[:80]!r} must hold something, got the shape {reprlib.repr(entry['shape'])}")
+        array = np.frombuffer(entry["data"], np.uint8)
+        if entry["dtype"] == "BOOL" and (array > 1).any():
             raise ValueError(f"array {name[:80]!r} has flags other than 0 and 1")
-        arrays[name], filled = np.require(array, requirements=["ALIGNED", "WRITEABLE"]), end
-    if filled != len(data):
-        raise ValueError(f"the arrays take {filled} bytes, but {len(data)} follow the header")
+        arrays[name] = array.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    header = json.loads(message[8 : 8 + length])  # the library has read it, but keeps the texts to itself
+    texts = header.pop("__metadata__", None) or {}
+    if any(entry.keys() != {"dtype", "shape", "data_offsets"} for entry in header.values()):
+        raise ValueError("an array has dtype, shape and data_offsets, and nothing else")
     return arrays, texts
 
 
-def _read_header(message: bytearray) -> tuple[dict[str, Any], int]:
-    """The header, and where the arrays' bytes start."""
-    length = int.from_bytes(message[:8], "little")
-    if len(message) < 8 or length > len(message) - 8:
-        raise ValueError(f"the message of {len(message)} bytes ends before its header does")
-    if length > MAX_HEADER_BYTES:
-        raise ValueError(f"the header may take {MAX_HEADER_BYTES} bytes, got {length}; send smaller batches")
-    header = _parse(message[8 : 8 + length], "the header")
-    if not isinstance(header, dict):
-        raise ValueError(f"the header must be an object, got {_show(header)}")
-    return header, 8 + length
-
-
-def _layout(name: str, entry: Any, num_bytes: int) -> tuple[np.dtype, list[int], int, int]:
-    """An array's dtype, shape, and first and last byte, as its entry in the header has them."""
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"array {name[:80]!r} needs dtype, shape and data_offsets, got {_show(entry)}")
-    type_name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(type_name, str) or type_name not in _DTYPES:
-        raise ValueError(f"array {name[:80]!r} must be one of {', '.join(_DTYPES)}, got {_show(type_name)}")
-    if not _are_counts(shape, 1, num_bytes) or not 1 <= len(shape) <= MAX_DIMENSIONS:
-        raise ValueError(f"array {name[:80]!r} must have 1 to {MAX_DIMENSIONS} sizes of 1 or more, got {_show(shape)}")
-    if not _are_counts(offsets, 0, num_bytes) or len(offsets) != 2:
-        raise ValueError(f"array {name[:80]!r} must lie within the {num_bytes} bytes of data, got {_show(offsets)}")
-    wanted = math.prod(shape) * _DTYPES[type_name].itemsize
-    if offsets[1] - offsets[0] != wanted:
-        raise ValueError(f"array {name[:80]!r} of {type_name} {shape} takes {wanted} bytes, got {_show(offsets)}")
-    return _DTYPES[type_name], shape, *offsets
-
-
-def _are_counts(values: Any, low: int, high: int) -> bool:
-    return isinstance(values, list) and all(type(value) is int and low <= value <= high for value in values)
-
-
-def _parse(text: str | bytearray, what: str) -> Any:
-    """JSON without NaN, repeated names or text that has no UTF-8."""
-    try:
-        value = json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_unique)
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what} must be plain JSON in UTF-8: {str(error)[:200]}") from None
-    return value
+def _json(value: Any) -> str:
+    """JSON without NaN. Raises ValueError for what has none, or no UTF-8."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text.encode()
+    return text
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -196,18 +153,26 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _list_of(kind: type, what: str, text: str, length: int) -> list[Any]:
-    values = _parse(text, what)
+    try:
+        values = json.loads(text, object_pairs_hook=_unique)
+        _json(values)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} must be plain JSON in UTF-8: {str(error)[:200]}") from None
     if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
-        raise ValueError(f"{what} must be a list of {kind.__name__}, got {_show(values)}")
+        raise ValueError(f"{what} must be a list of {kind.__name__}, got {reprlib.repr(values)}")
     if len(values) != length:
         raise ValueError(f"{what} must be one per image, got {len(values)} for {length} images")
     return values
 
 
+def _check_lengths(prompts: Sequence[str], entries: Sequence[str]) -> None:
+    """A scorer's work grows with its texts, so that one request could keep a server from all others."""
+    for what, texts in (("a prompt", prompts), ("an image's metadata", entries)):
+        longest = max(map(len, texts), default=0)
+        if longest > MAX_TEXT:
+            raise ValueError(f"{what} may take {MAX_TEXT} characters, got {longest}; shorten it")
+
+
 def _expect(what: str, got: Mapping[str, Any], required: set[str], optional: set[str] = frozenset()) -> None:
     if not required <= got.keys() <= required | optional:
-        raise ValueError(f"{what} may have {sorted(required | optional)}, got {_show(sorted(got))}")
-
-
-def _show(value: Any) -> str:
-    return reprlib.repr(value)  # cut short: it may be megabytes
+        raise ValueError(f"{what} may have {sorted(required | optional)}, got {reprlib.repr(sorted(got))}")

@@ -5,6 +5,7 @@ import logging
 import socket
 import threading
 import time
+import tracemalloc
 from contextlib import suppress
 
 import numpy as np
@@ -46,7 +47,7 @@ def wait_until(condition):
 
 def test_good_request_is_scored(server):
     status, headers, body = exchange(server.port, request())
-    assert status == 200 and headers["Content-Type"] == "application/octet-stream"
+    assert status == 200 and headers["content-type"] == "application/octet-stream"
     score = decode_score(bytearray(body), 4)
     here = MoodyScorer()(LEVELS.float() / 255, PROMPTS, [{"tag": 0}] * 4)
     assert torch.equal(score.reward, here.reward) and torch.equal(score.reward_map, here.reward_map)
@@ -54,27 +55,32 @@ def test_good_request_is_scored(server):
 
 
 def test_health_needs_no_token(server):
-    assert exchange(server.port, b"GET /health HTTP/1.1\r\n\r\n")[::2] == (200, b'{"status": "ok"}')
+    assert exchange(server.port, request(b"", "GET /health HTTP/1.1", Authorization=None))[::2] == (
+        200,
+        b'{"status":"ok"}',
+    )
 
 
 @pytest.mark.parametrize(
     ("data", "status", "what"),
     [
         (request(line="POST /scores HTTP/1.1"), 404, "POST /score"),
-        (request(line="GET /score HTTP/1.1"), 405, "takes POST"),
-        (request(line="DELETE /score HTTP/1.1"), 405, "Unsupported method"),
+        (request(line="GET /score HTTP/1.1"), 405, "POST /score"),
+        (request(line="DELETE /score HTTP/1.1"), 405, "POST /score"),
         (request(Authorization=None), 401, "FLOW_GRPO_REWARD_TOKEN"),
         (request(Authorization=f"Bearer {TOKEN[:-1]}"), 401, "bearer token"),
         (request(Transfer_Encoding="chunked"), 411, "Content-Length"),
         (request(Content_Length=None), 411, "Content-Length"),
-        (request(Content_Length="-1"), 400, "whole number"),
+        (request(Content_Length="-1"), 400, "bad Content-Length"),
         (request(Content_Type="text/plain"), 415, "octet-stream"),
         (request(encode_batch(np.zeros((33, 1, 1, 3), np.uint8), ["x"] * 33, None)), 400, "may hold 32 images, got 33"),
         (request(encode_batch(IMAGES, PROMPTS[:3], None)), 400, "3 for 4 images"),
         (request(Content_Length=str(len(BODY) + 1)), 400, f"ended after {len(BODY)} of {len(BODY) + 1} bytes"),
         (mood("refuse"), 422, "quote one"),
-        (b"\r\n\r\n", 400, "METHOD PATH"),
-        (request(line="POST /score HTTP/0.9"), 400, "METHOD PATH"),
+        (b"\r\n\r\n", 400, "cannot be read"),
+        (request()[:60], 400, "ended before its headers"),
+        (request(X_Long="y" * 20_000), 431, "cannot be read"),
+        (request(line="POST /score HTTP/x.y"), 400, "cannot be read"),
     ],
 )
 def test_refusals_say_why(server, data, status, what):
@@ -136,9 +142,9 @@ def test_requests_beyond_the_limit_are_told_to_come_back():
             thread.start()
         wait_until(lambda: scorer.num_waiting == 2)
         status, headers, body = exchange(server.port, request())
-        assert status == 503 and headers["Retry-After"] == "1" and b"too many requests" in body
+        assert status == 503 and headers["retry-after"] == "1" and b"too many requests" in body
         assert exchange(server.port, request(Authorization=None))[0] == 401  # a stranger learns nothing of it
-        assert exchange(server.port, b"GET /health HTTP/1.1\r\n\r\n")[0] == 200
+        assert exchange(server.port, request(b"", "GET /health HTTP/1.1", Authorization=None))[0] == 200
         scorer.released.set()
         for thread in waiting:
             thread.join()
@@ -155,6 +161,57 @@ def test_connections_beyond_the_limit_are_turned_away(monkeypatch):
         for connection in idle:
             connection.close()
         wait_until(lambda: (exchange(server.port, request()) or [None])[0] == 200)
+
+
+def test_strangers_headers_take_no_memory(monkeypatch):
+    """As many connections as there may be, each with the longest head that is read."""
+    monkeypatch.setattr(reward_server, "MORE_CONNECTIONS", 60)
+    head = b"POST /score HTTP/1.1\r\n" + b"a:b\r\n" * 20_000
+    with served(MoodyScorer(), TOKEN, max_requests=4) as server:
+        tracemalloc.start()
+        strangers = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(64)]
+        for stranger in strangers:
+            with suppress(OSError):
+                stranger.sendall(head)
+        assert all(b"431" in stranger.recv(65536) for stranger in strangers)
+        assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+        tracemalloc.stop()
+        for stranger in strangers:
+            stranger.close()
+
+
+def test_client_that_does_not_read_its_answer_is_cut_off():
+    images = np.zeros((4, 1024, 1024, 3), np.uint8)  # 16 MiB of map come back, more than the kernel keeps
+    with (
+        served(MoodyScorer(), timeout=0.5) as server,
+        socket.create_connection(("127.0.0.1", server.port)) as connection,
+    ):
+        connection.sendall(request(encode_batch(images, PROMPTS, None)))
+        wait_until(lambda: not server.server_state.connections)
+        received = b""
+        with suppress(ConnectionResetError):
+            while chunk := connection.recv(2**20):
+                received += chunk
+        assert 0 < len(received) < 16 * 2**20
+
+
+def test_bodies_and_answers_wait_for_their_turn():
+    """Of many clients the server holds the bodies of three: memory does not grow with their number."""
+    batch = encode_batch(np.zeros((4, 512, 512, 3), np.uint8), ["wait", *PROMPTS[1:]], None)  # 3 MiB, and 4 of answer
+    scorer = MoodyScorer()
+    with served(scorer) as server:
+        threads = [threading.Thread(target=exchange, args=(server.port, request(batch))) for _ in range(24)]
+        tracemalloc.start()
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(server.server_state.connections) == 24 and scorer.num_waiting == 1)
+        scorer.released.set()
+        for thread in threads:
+            thread.join()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    # 24 bodies in float alone would be 288 MiB; the clients' answers in this process are 96
+    assert peak < 200 * 2**20
 
 
 def test_scorer_without_workers_scores_one_batch_at_a_time():

@@ -153,13 +153,48 @@ def test_arrays_neither_overlap_nor_leave_gaps():
 
     assert unpack(message((4, 10), (0, 4)))[0].keys() == {"0", "4"}
     for offsets in ([(0, 4), (5, 10)], [(0, 6), (4, 10)], [(0, 9)], [(1, 10)], []):
-        with pytest.raises(ValueError, match="was expected|follow the header"):
+        with pytest.raises(ValueError, match="no safetensors file"):
             unpack(message(*offsets))
 
 
 def test_more_images_than_allowed_are_refused():
     with pytest.raises(ValueError, match="may hold 1 images, got 2"):
         decode_batch(bytearray(encode_batch(IMAGES, PROMPTS, None)), max_batch=1)
+
+
+@pytest.mark.parametrize("length", [16_384, 16_385])
+def test_texts_are_bounded_on_either_side(length):
+    """A scorer's time and memory grow with the text: none may be long enough to keep a server from its other clients."""
+    entry = {"targets": ["x" * (length - 17)]}
+    assert len(json.dumps(entry)) == length
+    texts = (
+        {"prompts": json.dumps(["a" * length, "b"])},
+        {
+            "prompts": json.dumps(PROMPTS),
+            "metadata": json.dumps([entry, {}]),
+        },
+    )
+    attempts = [lambda text=text: decode_batch(pack({"images": IMAGES}, text), 2) for text in texts]
+    attempts += [lambda: encode_batch(IMAGES, ["a" * length, "b"], None)]
+    attempts += [lambda: encode_batch(IMAGES, PROMPTS, [entry, {}])]
+    for attempt in attempts:
+        if length == 16_384:
+            attempt()
+        else:
+            with pytest.raises(ValueError, match="may take 16384 characters, got 16385"):
+                attempt()
+
+
+def test_neutral_travels_and_is_half_where_a_server_says_nothing():
+    sent = Score(torch.zeros(2), torch.zeros(2, 3, 4), "reward", neutral=0.2)
+    message = encode_score(sent)
+    assert decode_score(message, 2).neutral == 0.2
+    arrays, texts = unpack(message)
+    texts.pop("neutral")
+    assert decode_score(pack(arrays, texts), 2).neutral == 0.5
+    for text in ("nan", "2", "high"):
+        with pytest.raises(ValueError):
+            decode_score(pack(arrays, texts | {"neutral": text}), 2)
 
 
 def test_token_comes_from_its_variable_and_a_named_one_must_be_set(monkeypatch):

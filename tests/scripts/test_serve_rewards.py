@@ -70,7 +70,7 @@ def test_client_waits_for_a_server_that_comes_late_and_outlives_one_that_dies(st
     port = free_port()
     pending = RemoteScorer(f"http://127.0.0.1:{port}").submit(LEVELS, ["early", "bird"])
     first = start(*MOODY, "--max-requests", "1", port=port)
-    torch.testing.assert_close(pending().reward, LEVELS.mean((1, 2, 3)))
+    torch.testing.assert_close(pending.result().reward, LEVELS.mean((1, 2, 3)))
     pending = RemoteScorer(f"http://127.0.0.1:{port}").submit(LEVELS, ["wait", "wait"])
     while exchange(port, request(b"malformed", Authorization=None))[0] != 503:  # until that request is in hand
         pass
@@ -78,7 +78,7 @@ def test_client_waits_for_a_server_that_comes_late_and_outlives_one_that_dies(st
     first.wait()
     # its successor's scorer waits for nothing
     start("--scorer", "tests.training.brightness_reward:Brightness", port=port)
-    torch.testing.assert_close(pending().reward, LEVELS.mean((1, 2, 3)))
+    torch.testing.assert_close(pending.result().reward, LEVELS.mean((1, 2, 3)))
 
 
 def test_sigterm_ends_the_server_after_what_is_in_hand(start):
@@ -87,7 +87,7 @@ def test_sigterm_ends_the_server_after_what_is_in_hand(start):
     data = request(Authorization=None)
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(data[:-100])  # its body is under way
-        assert exchange(port, b"GET /health HTTP/1.1\r\n\r\n")[0] == 200  # accepted after it
+        assert exchange(port, request(b"", "GET /health HTTP/1.1", Authorization=None))[0] == 200  # accepted after it
         process.terminate()
         assert "SIGTERM" in process.stdout.readline()
         connection.sendall(data[-100:])
@@ -141,7 +141,7 @@ def test_thousand_hostile_requests_each_get_a_reason_and_leave_no_trace(start):
             vanish(port, data)
         if number == 300:  # the allocator has seen everything by then
             before = vitals(process)
-    assert {status for _, status in kinds} == {400, 401, 404, 405, 411, 413, 414, 415, 431} and len(kinds) > 12
+    assert {status for _, status in kinds} == {400, 401, 404, 405, 411, 413, 415, 431} and len(kinds) >= 12
     assert process.poll() is None and exchange(port, request())[2] == good
     after = vitals(process)
     # the bodies of these 700 take some 30 MiB; the allocator itself wanders by 2 or 3
