@@ -65,7 +65,10 @@ def get_config() -> ml_collections.ConfigDict:
     # Token advantages; their formulas stand in flow_grpo/training/advantages.py
     config.advantage = advantage = ml_collections.ConfigDict()
     advantage.std = "global"  # "global" (all rewards of the epoch, Flow-GRPO) or "group"
+    advantage.combine = "sum"  # several rewards: "sum" (Flow-GRPO's weighted sum) or "each" (normalised first: GDPO)
     advantage.mode = "weight"  # "scalar" (Flow-GRPO), "weight" or "residual"
+    advantage.evidence = "own"  # of mode "weight": an image's "own" map, or "group": joined with its siblings'
+    advantage.control = "none"  # maps made wrong on purpose: "rolled", "shuffled", "inverted" or "constant"
     advantage.alpha = 0.5  # strength of the map, 0 (none) to 1
     advantage.fade = 0.0  # alpha falls as (1 - sigma) ** fade; 0: the same at every step
     advantage.w_max = 8.0  # largest weight of a token; the mean is 1

@@ -16,7 +16,10 @@ CHOICES = {
     "mixed_precision": ("no", "fp16", "bf16"),
     "sample.sde": ("flow", "cps"),
     "advantage.std": ("global", "group"),
+    "advantage.combine": ("sum", "each"),
     "advantage.mode": ("scalar", "weight", "residual"),
+    "advantage.evidence": ("own", "group"),
+    "advantage.control": ("none", "rolled", "shuffled", "inverted", "constant"),
     "train.ratio": ("image", "gspo_token", "token"),
 }
 
@@ -70,6 +73,8 @@ def resolve(config: ml_collections.ConfigDict, num_processes: int) -> tuple[ml_c
             f"process{'es' * (num_processes > 1)}; set --config.num_gpus={num_processes} or launch that many "
             f"(accelerate launch --num_processes {config.num_gpus}, as scripts/one_node.sh and cpu.sh do)"
         )
+    if config.advantage.control != "none":
+        config.name += f"-{config.advantage.control}"  # nobody takes a control for a run
     config.run_dir = config.run_dir or f"runs/{config.name}"
     config.train.num_steps = config.train.num_steps or config.sample.sde_window_size or config.sample.num_steps - 1
     _check_steps(config)
@@ -190,6 +195,11 @@ def _check_steps(config: ml_collections.ConfigDict) -> None:
 
 def _check_objective(config: ml_collections.ConfigDict) -> None:
     train = config.train
+    if config.advantage.control != "none" and config.advantage.mode == "scalar":
+        raise ValueError(
+            f"advantage.control={config.advantage.control} changes maps, which advantage.mode=scalar does not use; set "
+            "--config.advantage.control=none, or another mode"
+        )
     if train.ratio == "image" and config.advantage.mode != "scalar":
         raise ValueError(
             f"train.ratio=image averages the tokens' advantages and would ignore advantage.mode={config.advantage.mode}; "

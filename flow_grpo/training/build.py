@@ -27,7 +27,8 @@ from flow_grpo.training.update import Updater, UpdateRule
 class Parts:
     """What a run is made of; any part may be exchanged before the trainer runs.
 
-    config: resolved. credit: the samples of all processes and the sigmas of the trained steps -> their credit, metrics.
+    config: resolved. credit: the samples of all processes, the sigmas of the trained steps, and the epoch's seed -> their
+    credit, and metrics.
     token_grid: (rows, columns) that maps are pooled to; None where nothing uses them. resume_path: the checkpoint to
     go on from; None starts anew.
     """
@@ -39,7 +40,7 @@ class Parts:
     eval_prompts: list[str]
     eval_metadata: list[dict[str, Any]]
     score_fn: MultiScore
-    credit: Callable[[Scored, list[float]], tuple[Credit, dict[str, float]]]
+    credit: Callable[[Scored, list[float], int], tuple[Credit, dict[str, float]]]
     policy: Policy
     token_grid: tuple[int, int] | None
     optimizer: torch.optim.Optimizer
@@ -82,6 +83,7 @@ def build(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Di
             rewards=config.rewards.to_dict(),
             rule=CreditRule(**config.advantage),
             spatial_kl=config.train.spatial_kl,
+            token_grid=policy.token_grid,
         ),
         policy=policy,
         token_grid=policy.token_grid if uses_maps else None,

@@ -8,20 +8,22 @@ map's is the map itself. The KL may hold everything else to the base model.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from .advantages import (
     MIN_EVIDENCE,
     NEUTRAL,
+    combined_token_advantages,
+    controlled_maps,
     faded_alpha,
-    group_advantages,
-    token_advantages,
+    part_metrics,
+    reward_parts,
     token_weights,
     weight_metrics,
 )
-from .records import Credit, Scored
+from .records import Credit, Scored, TokenMap
 
 COVERED = 0.05  # evidence of a token that counts as covered: a tenth of what a reward map can have
 
@@ -31,7 +33,10 @@ class CreditRule:
     """How rewards and maps become credit; the fields of `config.advantage`, where they are explained."""
 
     std: str
+    combine: str
     mode: str
+    evidence: str
+    control: str
     alpha: float
     fade: float
     w_max: float
@@ -39,23 +44,30 @@ class CreditRule:
 
 
 def assign_credit(
-    scored: Scored, sigmas: list[float], rewards: Mapping[str, float], rule: CreditRule, spatial_kl: float
+    scored: Scored,
+    sigmas: list[float],
+    seed: int,
+    rewards: Mapping[str, float],
+    rule: CreditRule,
+    spatial_kl: float,
+    token_grid: tuple[int, int] | None = None,
 ) -> tuple[Credit, dict[str, float]]:
     """The credit of samples at steps that begin at these sigmas, and what it measured.
 
-    rewards: {name: weight}; several maps are averaged by them, and a reward without a map weighs all tokens alike.
-    spatial_kl: strength of the KL's background weights, 0: none. Raises RuntimeError where no image could be scored.
+    rewards: {name: weight}; each spreads its own part of the advantage by its own map, or evenly where it has none.
+    spatial_kl: strength of the KL's background weights, 0: none. seed, token_grid: of the control, if there is one.
+    Raises RuntimeError where no image could be scored.
     """
     valid = scored.valid
     if not valid.any():
         raise RuntimeError(f"none of the epoch's {len(valid)} images could be scored; the log has each cause")
-    advantages = group_advantages(scored.rewards, scored.group_ids, rule.std, valid)  # (B,)
-    shares = {name: weight / sum(rewards.values()) for name, weight in rewards.items()}
+    scored = replace(scored, maps=_controlled(scored, rule.control, token_grid, seed))
     # without a fade every step has the same strength
     by_step = [
-        _spread(advantages, scored, shares, rule, faded_alpha(rule.alpha, sigma, rule.fade))
+        _spread(scored, rewards, rule, faded_alpha(rule.alpha, sigma, rule.fade))
         for sigma in (sigmas if rule.fade else sigmas[:1])
     ]
+    shares = {name: weight / sum(rewards.values()) for name, weight in rewards.items()}
     evidence = {name: map_evidence(m.values, m.kind, m.valid) for name, m in scored.maps.items()}
     region = sum(shares[name] * rewarded_region(e) for name, e in evidence.items()) if evidence else None
     credit = Credit(
@@ -63,49 +75,77 @@ def assign_credit(
         region=region,
         kl_weights=background_weights(region, spatial_kl) if spatial_kl and region is not None else None,
     )
-    return credit, _metrics(advantages, scored, evidence, rule)
+    return credit, _metrics(scored, rewards, evidence, rule)
 
 
-def _spread(
-    advantages: torch.Tensor, scored: Scored, shares: Mapping[str, float], rule: CreditRule, alpha: float
-) -> torch.Tensor:
-    """Token advantages (B, N): each reward spreads the image's advantage by its map, averaged by reward weight."""
-    spread = 0.0
-    for name, share in shares.items():
-        token_map = scored.maps.get(name)
-        spread = spread + share * token_advantages(
-            advantages,
-            token_map.values if token_map else None,
-            rule.mode,
-            token_map.kind if token_map else None,
-            alpha=alpha,
-            w_max=rule.w_max,
-            adv_clip_max=rule.clip_max,
-            map_valid=token_map.valid if token_map else None,
-            group_ids=scored.group_ids,
+def _controlled(scored: Scored, control: str, token_grid: tuple[int, int] | None, seed: int) -> dict[str, TokenMap]:
+    """The maps, or what a control makes of them."""
+    if control == "none":
+        return scored.maps
+    maps = {}
+    for name, m in scored.maps.items():
+        values, valid = controlled_maps(
+            m.values,
+            m.kind,
+            control,
+            scored.group_ids,
+            m.valid,
+            rewards=scored.details[name],
+            token_grid=token_grid,
+            seed=seed,
         )
-    return spread
+        maps[name] = replace(m, values=values, valid=valid)
+    return maps
+
+
+def _spread(scored: Scored, rewards: Mapping[str, float], rule: CreditRule, alpha: float) -> torch.Tensor:
+    """Token advantages (B, N), of maps that a control has already had its way with."""
+    return combined_token_advantages(
+        {name: scored.details[name] for name in rewards},
+        rewards,
+        {name: m.values for name, m in scored.maps.items()},
+        {name: m.kind for name, m in scored.maps.items()},
+        scored.group_ids,
+        mode=rule.mode,
+        combine=rule.combine,
+        evidence=rule.evidence,
+        std=rule.std,
+        alpha=alpha,
+        w_max=rule.w_max,
+        adv_clip_max=rule.clip_max,
+        valid=scored.valid,
+        map_valid={name: m.valid for name, m in scored.maps.items()},
+    )
 
 
 def _metrics(
-    advantages: torch.Tensor, scored: Scored, evidence: Mapping[str, torch.Tensor], rule: CreditRule
+    scored: Scored, rewards: Mapping[str, float], evidence: Mapping[str, torch.Tensor], rule: CreditRule
 ) -> dict[str, float]:
     valid = scored.valid
-    rewards = scored.rewards[valid]
+    values = {name: scored.details[name] for name in rewards}
+    advantages, parts = reward_parts(values, rewards, scored.group_ids, rule.std, rule.combine, rule.clip_max, valid)
     metrics = {
-        "rollout/reward_mean": rewards.mean(),
-        "rollout/reward_std": rewards.std(correction=0),
+        "rollout/reward_mean": scored.rewards[valid].mean(),
+        "rollout/reward_std": scored.rewards[valid].std(correction=0),
         "rollout/invalid_share": (~valid).float().mean(),
         "rollout/advantage_abs_mean": advantages.abs().mean(),
         "rollout/advantage_std": advantages.std(correction=0),
         "rollout/zero_advantage_share": (advantages == 0).float().mean(),
-        **{f"rollout/{name}": values[valid].mean() for name, values in scored.details.items()},
+        **{f"rollout/{name}": detail[valid].mean() for name, detail in scored.details.items()},
+        **{f"rollout/{name}": value for name, value in part_metrics(values, parts, scored.group_ids, valid).items()},
     }
     for name, token_map in scored.maps.items():
         measured = evidence_metrics(evidence[name])
         if rule.mode == "weight":
             weights, fallback = token_weights(
-                advantages, token_map.values, token_map.kind, rule.alpha, rule.w_max, token_map.valid
+                parts[name],
+                token_map.values,
+                token_map.kind,
+                rule.alpha,
+                rule.w_max,
+                token_map.valid,
+                evidence=rule.evidence,
+                group_ids=scored.group_ids,
             )
             measured |= weight_metrics(weights, fallback)
         metrics |= {f"map/{name}/{key}": value for key, value in measured.items()}

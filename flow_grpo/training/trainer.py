@@ -15,6 +15,7 @@ from flow_grpo.training.records import Credit, Scored
 from flow_grpo.training.rollout import SDE, draw_window, rollout
 from flow_grpo.training.samples import RecordingScore, Sample
 from flow_grpo.training.scoring import PendingScores, gather
+from flow_grpo.training.seeds import sample_seed
 from flow_grpo.training.tracking import NullTracker, RunTracker
 
 NUM_SHOWN = 16  # samples of a rollout in its table: two rows of a sheet
@@ -120,7 +121,7 @@ class Trainer:
             return None
         seconds["score"] += time.perf_counter() - begin
         begin = time.perf_counter()
-        credit, metrics = self._credit(scored, trajectories[0].sigmas)
+        credit, metrics = self._credit(scored, trajectories[0].sigmas, epoch)
         seconds["advantage"] = time.perf_counter() - begin
         self._log_rollout(recording.samples, credit, epoch)
         begin = time.perf_counter()
@@ -139,9 +140,11 @@ class Trainer:
         window = draw_window(size, within, self.config.seed, epoch) if size else None
         return SDE(sample.num_steps, sample.noise_level, sample.sde, window)
 
-    def _credit(self, scored: Scored, sigmas: torch.Tensor) -> tuple[Credit, dict[str, float]]:
+    def _credit(self, scored: Scored, sigmas: torch.Tensor, epoch: int) -> tuple[Credit, dict[str, float]]:
         """The credit of this process's samples, found among those of all."""
-        credit, metrics = self.parts.credit(gather(scored, self.distributed), sigmas[:-1].tolist())
+        credit, metrics = self.parts.credit(
+            gather(scored, self.distributed), sigmas[:-1].tolist(), sample_seed(self.config.seed, epoch)
+        )
         own = slice(self.distributed.rank * len(scored.rewards), (self.distributed.rank + 1) * len(scored.rewards))
         return credit[own], metrics
 

@@ -7,7 +7,7 @@ from config.grpo import get_config
 from config.validation import GEOMETRY_OF_GPUS, resolve
 
 TINY_RUNS = ("tiny_ocr_map", "tiny_ocr", "tiny_clip_gradcam")
-RUNS = (*TINY_RUNS, "ocr_map_sd3", "ocr_sd3", "ocr_map_sd3_fast", "ocr_map_flux")
+RUNS = (*TINY_RUNS, "ocr_map_sd3", "ocr_sd3", "ocr_map_pickscore_sd3", "ocr_map_sd3_fast", "ocr_map_flux")
 
 
 def flatten(tree, prefix=""):

@@ -99,6 +99,7 @@ def _value(path):
         ({"advantage.alpha": 1.5}, ["advantage.alpha=1.5", "between 0"]),
         ({"advantage.w_max": 0.5}, ["advantage.w_max=0.5"]),
         ({"train.ratio": "image"}, ["train.ratio=image", "advantage.mode=weight", "gspo_token"]),
+        ({"advantage.control": "rolled", "advantage.mode": "scalar"}, ["advantage.control=rolled", "control=none"]),
         ({"sample.sde": "cps", "sample.noise_level": 1.5}, ["sample.noise_level=1.5", "cps"]),
         ({"sample.guidance_scale": 0.5}, ["sample.guidance_scale=0.5", "1 (no guidance)"]),
         ({"train.ema_decay": 1.0}, ["train.ema_decay=1.0"]),
@@ -126,6 +127,11 @@ def _value(path):
 def test_a_setting_that_cannot_work_is_refused_by_name(changes, words):
     message = refusal(**changes)
     assert all(word in message for word in words), message
+
+
+def test_a_control_stands_in_the_runs_name():
+    control, _ = resolve(tiny(**{"advantage.control": "rolled"}), 1)
+    assert control.name == "tiny_ocr_map-rolled" and control.run_dir == "runs/tiny_ocr_map-rolled"
 
 
 def test_the_last_step_is_trained_on_where_its_kl_is_finite():

@@ -35,8 +35,12 @@ def test_a_run_with_a_constant_map_is_the_scalar_run_bit_for_bit(make_trainer, t
         {"sample.sde_window_size": 2, "sample.sde_window_range": (0, 4)},
         {"train.ratio_norm": True, "train.clip_range": 1e-3, "train.beta": 0.0, "advantage.std": "group"},
         {"train.spatial_kl": 1.0},
+        {
+            **{"rewards": {REWARD: 0.8, "jpeg_compressibility": 0.2}, "advantage.combine": "each"},
+            **{"advantage.evidence": "group", "advantage.control": "rolled"},
+        },
     ],
-    ids=["residual-token", "group-cps", "fade-guidance", "importance", "window", "ratio-norm", "spatial-kl"],
+    ids=["residual-token", "group-cps", "fade-guidance", "importance", "window", "ratio-norm", "spatial-kl", "mixed"],
 )
 def test_other_settings_train_too(make_trainer, tmp_path, monkeypatch, changes):
     monkeypatch.setenv("WANDB_MODE", "disabled")
