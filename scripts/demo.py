@@ -110,7 +110,7 @@ def main() -> None:
     print(f"\n{'held-out prompts':<18}{'before':>8}{'after':>8}")
     for name, label in (("reward", "OCR reward"), ("exact", "exact word")):
         print(f"{label:<18}{summary['before'][name]:>8.3f}{summary['after'][name]:>8.3f}")
-    print(f"\n{seconds / 60:.1f} minutes. Look at {run_dir}/samples.png and curve.png; the LoRA is in {lora}")
+    print(f"\n{seconds / 60:.1f} minutes. Open {run_dir}/report.html in a browser; the LoRA is in {lora}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
+from flow_grpo.training.json_lines import append_row, drop_epochs_from, read_rows
+from flow_grpo.training.report.gallery import SAMPLES, save_samples
+from flow_grpo.training.report.page import CONFIG, METRICS, read_run, write_report
 from flow_grpo.training.samples import Sample, sheet
 
 logger = logging.getLogger(__name__)
@@ -30,6 +33,8 @@ class Tracker(Protocol):
 
     def log_samples(self, name: str, samples: Sequence[Sample], epoch: int) -> None: ...
 
+    def report(self, defaults: dict[str, Any]) -> None: ...
+
     def finish(self) -> None: ...
 
 
@@ -42,12 +47,15 @@ class NullTracker:
     def log_samples(self, name: str, samples: Sequence[Sample], epoch: int) -> None:
         pass
 
+    def report(self, defaults: dict[str, Any]) -> None:
+        pass
+
     def finish(self) -> None:
         pass
 
 
 class RunTracker:
-    """Writes `metrics.jsonl` and `images/` in the run's folder, and the same to wandb, the samples as tables.
+    """Writes metrics.jsonl, samples.jsonl, images/ and report.html in the run's folder; metrics and samples to wandb, too.
 
     A resumed run continues the same wandb run; epochs that it repeats are dropped from metrics.jsonl first.
     Nothing here ends a run: what cannot be written is warned of once, and left out from then on.
@@ -55,24 +63,30 @@ class RunTracker:
 
     def __init__(self, run_dir: Path, project: str, config: dict[str, Any], first_epoch: int = 0):
         self._run_dir = run_dir
-        self._metrics_path = run_dir / "metrics.jsonl"
-        _drop_epochs_from(self._metrics_path, first_epoch)
+        drop_epochs_from(run_dir / METRICS, first_epoch)
+        drop_epochs_from(run_dir / SAMPLES, first_epoch)
         self._can_write = True
+        with self._warning_once():
+            (run_dir / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         self._wandb = _Wandb(run_dir, project, config)
 
     def log(self, metrics: dict[str, float], epoch: int) -> None:
         row = {"epoch": epoch, **metrics}
-        with self._warning_once(), self._metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        with self._warning_once():
+            append_row(self._run_dir / METRICS, row)
         self._wandb.log(lambda _: row)
 
     def log_samples(self, name: str, samples: Sequence[Sample], epoch: int) -> None:
-        """A sheet of the samples as images/NAME-EPOCH.png; in wandb their table under `name`, and the sheet beside it."""
+        """Each sample's pictures and its line in samples.jsonl, and a sheet of all, images/NAME-EPOCH.png.
+
+        In wandb their table stands under `name`, and the sheet beside it.
+        """
         picture = sheet(samples)
         path = self._run_dir / "images" / f"{name.replace('/', '-')}-{epoch:06d}.png"
         with self._warning_once():
             path.parent.mkdir(exist_ok=True)
             picture.save(path)
+            save_samples(self._run_dir, name, samples, epoch)
         rows = [sample.row() for sample in samples]
 
         def table(wandb) -> dict[str, Any]:
@@ -82,6 +96,13 @@ class RunTracker:
 
         with _staged_in(self._run_dir / "wandb"):
             self._wandb.log(table)
+
+    def report(self, defaults: dict[str, Any]) -> None:
+        """Write report.html, the run as one page. defaults: of the configuration, to show what differs."""
+        try:
+            write_report(self._run_dir / "report.html", [read_run(self._run_dir, defaults)])
+        except Exception as error:  # whatever is wrong with a page, it must not cost the run
+            logger.warning("report.html cannot be written (%s: %s)", type(error).__name__, error)
 
     def finish(self) -> None:
         self._wandb.finish()
@@ -210,7 +231,7 @@ def _cell(wandb: ModuleType, value: Any) -> Any:
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     """The rows of a run's metrics.jsonl; a line that a kill or a full disk cut short is passed over."""
-    return [row for _, row in _read_rows(run_dir / "metrics.jsonl")]
+    return read_rows(run_dir / METRICS)
 
 
 @contextmanager
@@ -229,27 +250,6 @@ def _staged_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         del os.environ["WANDB_DATA_DIR"]
-
-
-def _drop_epochs_from(path: Path, first_epoch: int) -> None:
-    if not path.exists():
-        return
-    temporary = path.with_suffix(".tmp")
-    kept = [line for line, row in _read_rows(path) if row["epoch"] < first_epoch]
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
-    """Every whole line with the row that it holds."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if line.endswith("\n"):
-            yield line, row
 
 
 def _run_id(run_dir: Path) -> str:

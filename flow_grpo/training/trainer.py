@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from config import base
 from flow_grpo.training import checkpoint
 from flow_grpo.training.build import Parts
 from flow_grpo.training.evaluation import evaluate
@@ -59,6 +60,7 @@ class Trainer:
         bar.close()
         if epoch == config.num_epochs and config.eval_every:
             self._evaluate(epoch)
+        self.tracker.report(base.get_config().to_dict())
         self.tracker.finish()
         if self.distributed.is_main:
             go_on = "" if epoch == config.num_epochs else "; go on with --config.resume_from=latest"
@@ -175,3 +177,4 @@ class Trainer:
             )
         self.tracker.log(evaluation.metrics, epoch)
         self.tracker.log_samples("eval/samples", evaluation.samples, epoch)
+        self.tracker.report(base.get_config().to_dict())

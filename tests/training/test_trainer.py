@@ -54,6 +54,11 @@ def test_a_checkpoint_keeps_the_resolved_configuration(finished_run):
     assert config["group_size"] == 4 and config["run_dir"] == str(finished_run.run_dir)
 
 
+def test_a_run_writes_its_report_with_what_differs_from_the_defaults(finished_run):
+    page = (finished_run.run_dir / "report.html").read_text(encoding="utf-8")
+    assert "eval/samples" in page and "num_epochs" in page
+
+
 def test_a_run_writes_its_sheets_and_wandb_offline(finished_run):
     sheets = sorted(path.name for path in (finished_run.run_dir / "images").iterdir())
     evaluations = [f"eval-samples-{epoch:06d}.png" for epoch in (0, 2, 3)]

@@ -1,5 +1,6 @@
 """A run's metrics as the charts of its report: which lines stand together, and what their spread is."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -71,8 +72,8 @@ def charts(rows: Rows) -> list[Chart]:
 
 
 def line(rows: Rows, name: str, spread: str | None = None) -> Line:
-    """One metric over the epochs. spread: name of its standard deviation."""
-    own = [row for row in rows if name in row]
+    """One metric over the epochs in which it is a number. spread: name of its standard deviation."""
+    own = [row for row in rows if math.isfinite(row.get(name, math.nan))]
     # what a rollout measured belongs to the middle of its epoch: the weights change at its end
     middle = 0.0 if name.startswith(("eval/", "alarm/")) else 0.5
     y = [row[name] for row in own]

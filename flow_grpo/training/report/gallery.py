@@ -1,12 +1,10 @@
 """The samples of a run on disk: pictures, and one line of JSON per set of samples.
 
 RUN/samples.jsonl                       {"name": "eval/samples", "epoch": 10, "samples": [...]} per line
-RUN/images/eval-samples/000010/00.png   the first sample's image
-RUN/images/eval-samples/000010/00-0.png its first map over the image
+RUN/samples/eval-samples/000010/00.png   the first sample's image
+RUN/samples/eval-samples/000010/00-0.png its first map over the image
 """
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from flow_grpo.training.json_lines import append_row, read_rows
 from flow_grpo.training.samples import Sample
 
-FILE = "samples.jsonl"
+SAMPLES = "samples.jsonl"
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,10 @@ class SampleSet:
 
 def save_samples(run_dir: Path, name: str, samples: Sequence[Sample], epoch: int) -> None:
     """Write the samples' pictures, then their line in samples.jsonl."""
-    folder = run_dir / "images" / name.replace("/", "-") / f"{epoch:06d}"
+    folder = run_dir / "samples" / name.replace("/", "-") / f"{epoch:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     rows = [_save_sample(run_dir, folder, index, sample) for index, sample in enumerate(samples)]
-    with (run_dir / FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"name": name, "epoch": epoch, "samples": rows}) + "\n")
+    append_row(run_dir / SAMPLES, {"name": name, "epoch": epoch, "samples": rows})
 
 
 def _save_sample(run_dir: Path, folder: Path, index: int, sample: Sample) -> dict[str, Any]:
@@ -73,33 +71,13 @@ def _save_sample(run_dir: Path, folder: Path, index: int, sample: Sample) -> dic
 
 def read_samples(run_dir: Path) -> list[SampleSet]:
     """The sets of a run, in the order of their epochs; of two with one name and epoch, the later line."""
-    path = run_dir / FILE
-    if not path.exists():
-        return []
     sets = {}
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):  # a run killed while writing leaves a last line without its end
-            row = json.loads(line)
-            sets[row["name"], row["epoch"]] = SampleSet(
-                row["name"], row["epoch"], [_stored(run_dir, sample) for sample in row["samples"]]
-            )
+    for row in read_rows(run_dir / SAMPLES):
+        samples = [_stored(run_dir, sample) for sample in row["samples"]]
+        sets[row["name"], row["epoch"]] = SampleSet(row["name"], row["epoch"], samples)
     return sorted(sets.values(), key=lambda each: each.epoch)
 
 
 def _stored(run_dir: Path, row: dict[str, Any]) -> StoredSample:
     overlays = {scorer: run_dir / path if path else None for scorer, path in row["overlays"].items()}
     return StoredSample(**{**row, "image": run_dir / row["image"], "overlays": overlays})
-
-
-def drop_samples_from(run_dir: Path, first_epoch: int) -> None:
-    """Forget the sets that a resumed run will write again: those of first_epoch and later."""
-    kept = [each for each in read_samples(run_dir) if each.epoch < first_epoch]
-    path = run_dir / FILE
-    if not path.exists():
-        return
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    known = {(each.name, each.epoch) for each in kept}
-    text = "".join(line for line in lines if (json.loads(line)["name"], json.loads(line)["epoch"]) in known)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -16,9 +16,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from flow_grpo.training.json_lines import read_rows
 from flow_grpo.training.report.charts import Chart, Rows, charts, compared
 from flow_grpo.training.report.gallery import SampleSet, StoredSample, read_samples
-from flow_grpo.training.tracking import read_metrics
+
+METRICS, CONFIG = "metrics.jsonl", "config.json"  # of a run's folder
 
 NUM_EPOCHS_SHOWN = 12  # sets of samples under the slider, spread evenly; the first and the last are always there
 NUM_SAMPLES_SHOWN = 16
@@ -45,12 +47,12 @@ def read_run(run_dir: Path, defaults: Mapping[str, Any] | None = None) -> RunDat
 
     Raises ValueError where the folder holds no run.
     """
-    rows = read_metrics(run_dir)
+    rows = read_rows(run_dir / METRICS)
     if not rows:
         raise ValueError(
             f"{run_dir} holds no metrics.jsonl with a row; give the folder of a run, such as runs/demo-..."
         )
-    path = run_dir / "config.json"
+    path = run_dir / CONFIG
     config = flat(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
     base = flat(defaults or {})
     # a list in JSON was a tuple in the configuration

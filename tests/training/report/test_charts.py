@@ -34,3 +34,8 @@ def test_seeds_of_one_run_become_a_mean_with_its_spread():
         ("ocr (2 seeds)", [0.4], [0.2], [0.6]),
         ("maps", [0.9], [], []),
     ]
+
+
+def test_a_value_that_is_no_number_leaves_a_gap():
+    rows = [{"epoch": 0, "eval/reward": float("nan")}, {"epoch": 1, "eval/reward": 0.5}]
+    assert charts(rows)[0].lines[0].x == [1]

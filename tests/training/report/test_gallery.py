@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from flow_grpo.training.report.gallery import drop_samples_from, read_samples, save_samples
+from flow_grpo.training.report.gallery import read_samples, save_samples
 from tests.training.report.fake_run import make_sample
 
 
@@ -21,20 +21,3 @@ def test_sets_come_in_the_order_of_their_epochs_and_the_later_line_counts(tmp_pa
     for epoch, prompt in ((4, "old"), (2, "first"), (4, "new")):
         save_samples(tmp_path, "eval/samples", [make_sample(prompt, epoch)], epoch)
     assert [(each.epoch, each.samples[0].prompt) for each in read_samples(tmp_path)] == [(2, "first"), (4, "new")]
-
-
-def test_a_resumed_run_forgets_the_sets_that_it_writes_again(tmp_path):
-    for epoch in (0, 5, 10):
-        save_samples(tmp_path, "eval/samples", [make_sample("a", epoch)], epoch)
-    drop_samples_from(tmp_path, 5)
-    assert [each.epoch for each in read_samples(tmp_path)] == [0]
-    drop_samples_from(tmp_path / "nothing", 5)
-
-
-def test_a_torn_last_line_is_passed_over(tmp_path):
-    save_samples(tmp_path, "eval/samples", [make_sample("a", 0)], 0)
-    with (tmp_path / "samples.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"name": "eval/sam')
-    assert len(read_samples(tmp_path)) == 1
-    drop_samples_from(tmp_path, 1)
-    assert len(read_samples(tmp_path)) == 1
