@@ -18,15 +18,16 @@ MATHEMATICS = ("sde", "objective", "advantages", "records", "patches")  # of tra
 OCR = [
     "rapidocr>=3.10",  # carries the PP-OCRv6-small weights that both engines read
     "onnxruntime>=1.20",
-    # Each engine brings OpenCV under a name of its own, into the same cv2; PaddleOCR 3 accepts no other version.
-    "opencv-python-headless==4.10.0.84",
+    "opencv-python-headless>=4.10,<4.12",  # 4.12 wants numpy 2; Flow-GRPO pins numpy 1.26 and opencv-python 4.11
     "python-Levenshtein>=0.25",
     "scipy>=1.11",
 ]
 PADDLEOCR = [
     *OCR,
     "paddleocr>=2.10,!=3.0.*,!=3.1.*,!=3.2.*,!=3.3.*,!=3.4.*,!=3.5.*,!=3.6.*",  # 3.0 to 3.6 know no PP-OCRv6
+    # Each engine brings OpenCV under a name of its own, into the same cv2; PaddleOCR 3 accepts no other version.
     "opencv-contrib-python==4.10.0.84",
+    "opencv-python-headless==4.10.0.84",
 ]
 REMOTE = ["starlette>=0.40", "uvicorn>=0.30", "h11>=0.14", "httpx>=0.27", "tenacity>=8.3", "safetensors>=0.4.3"]
 TRAIN = [
@@ -105,7 +106,7 @@ setup(
     cmdclass={"build_py": BuildPackage},
     install_requires=["torch>=2.6", "numpy>=1.26", "pillow>=10.1"],  # the scorers' floor
     extras_require={
-        "clip": ["transformers>=4.56"],
+        "clip": ["transformers>=4.40"],  # Flow-GRPO's; a bound above it would raise the fork's
         "ocr": OCR,
         "paddleocr": PADDLEOCR,
         "remote": REMOTE,
