@@ -27,10 +27,14 @@ class OcrMapScorer:
         edge fades over half a height, and the middle of the box keeps its full reward.
     missing_penalty: the share of reward_bg, in [0, 1], that the background loses where every target is missing, and in
         proportion where some are. A target is missing where there is no line left for it; a garbled one has its line, and is
-        blamed there. At 1, an image without any text has a map of 0: worse than the worst text, as its reward is. Being
-        constant, that map moves no credit; beside boxes a lower background takes some of the blame.
-    extra_penalty: the share of the background, in [0, 1], that extra text loses in its box: text that no target has a use
-        for. At 0 the box is not seen.
+        blamed there: beside a box that is worse than the background, the background keeps reward_bg, so that it takes none of
+        the blame. At 1, an image without any text has a map of 0: worse than the worst text, as its reward is. Being
+        constant, that map moves no credit.
+    repeat_penalty: the share of a target's reward, in [0, 1], that further attempts at it cost (`match_lines`), and the most
+        that the box of such an attempt loses of the background. At 0, five attempts are as good as the best of them. One
+        attempt, and text that is unlike every target, cost nothing.
+    extra_penalty: the share of the background, in [0, 1], that any extra text loses in its box, whether it resembles a target
+        or not. At 0 only repeated attempts are seen.
     per_character: a box's reward varies along the line, each character with its own confidence, or 0 where it is wrong (see
         character_strips); needs an engine that gives characters, such as "rapidocr". The image's reward stays.
 
@@ -44,6 +48,7 @@ class OcrMapScorer:
         reward_bg: float = 0.5,
         mask_sigma: float = 0.125,
         missing_penalty: float = 1.0,
+        repeat_penalty: float = 0.75,
         extra_penalty: float = 0.0,
         per_character: bool = False,
         normalisation: Normalisation = "flow_grpo",
@@ -54,7 +59,12 @@ class OcrMapScorer:
             raise ValueError(f"reward_bg must lie in [0, 1], got {reward_bg}; 0.5 is neutral")
         if not 0 <= mask_sigma < math.inf:
             raise ValueError(f"mask_sigma must be 0 (hard edges) or more box heights, got {mask_sigma}")
-        for name, penalty in (("missing_penalty", missing_penalty), ("extra_penalty", extra_penalty)):
+        penalties = {
+            "missing_penalty": missing_penalty,
+            "repeat_penalty": repeat_penalty,
+            "extra_penalty": extra_penalty,
+        }
+        for name, penalty in penalties.items():
             if not 0 <= penalty <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {penalty}; 0 turns it off")
         normalise("", normalisation)  # refuses an unknown one now
@@ -65,6 +75,7 @@ class OcrMapScorer:
         self._reward_bg = reward_bg
         self._mask_sigma = mask_sigma
         self._missing_penalty = missing_penalty
+        self._repeat_penalty = repeat_penalty
         self._extra_penalty = extra_penalty
         self._per_character = per_character
         self._normalisation = normalisation
@@ -95,7 +106,7 @@ class OcrMapScorer:
         measured, maps = [], []
         for lines, wanted in zip(read, targets, strict=True):
             lines = lines or []
-            match = match_lines(lines, wanted, self._normalisation)
+            match = match_lines(lines, wanted, self._normalisation, self._repeat_penalty)
             measured.append(_measured(lines, match, size))
             maps.append(self._map(lines, match, size))
         details = {name: torch.tensor([float(row[name]) for row in measured]) for name in measured[0]}  # (B,) each
@@ -105,22 +116,31 @@ class OcrMapScorer:
             reward=details["reward"],
             reward_map=torch.stack(maps).to(device),  # (B, H, W)
             map_kind="reward",
+            neutral=self._reward_bg,
             valid=valid.to(device),
             details=details,
         )
 
     def _map(self, lines: Sequence[TextLine], match: LineMatch, size: tuple[int, int]) -> Tensor:
-        reward_bg = self._reward_bg * (1 - self._missing_penalty * match.missing)
-        quads, rewards = [], []
-        for line, span, box_reward in zip(lines, match.spans, match.box_rewards.tolist(), strict=True):
-            if span is None and not self._extra_penalty:
+        quads, rewards, reward_bg = [], [], self._background(match)
+        for line, span, box_reward, repeats in zip(
+            lines, match.spans, match.box_rewards.tolist(), match.repeats.tolist(), strict=True
+        ):
+            penalty = max(self._extra_penalty, self._repeat_penalty * repeats)
+            if span is None and not penalty:
                 continue
             quads.append(line.quad)
             if span is None:
-                rewards.append(reward_bg * (1 - self._extra_penalty))
+                rewards.append(reward_bg * (1 - penalty))
             else:
                 rewards.append(self._strips(line, span, box_reward) if self._per_character else box_reward)
         return blend_boxes(quads, rewards, size, reward_bg, self._mask_sigma)
+
+    def _background(self, match: LineMatch) -> float:
+        shown = [reward for reward, span in zip(match.box_rewards.tolist(), match.spans) if span is not None]
+        if any(reward < self._reward_bg for reward in shown):
+            return self._reward_bg  # a failed attempt takes the blame, and the pixels around it none
+        return self._reward_bg * (1 - self._missing_penalty * match.missing)
 
     def _strips(self, line: TextLine, span: str, box_reward: float) -> Strips:
         if line.characters is None:

@@ -105,6 +105,27 @@ def test_missing_targets_lower_the_background_by_their_share():
     assert score.details["missing"].tolist() == [0.5]
 
 
+def test_failed_attempt_is_blamed_and_the_background_beside_it_is_not():
+    line, prompt = TextLine(box(8, 8, 24, 16), "OXX", 1.0), 'says "ONE" and "SIX"'
+    score = score_of(line, prompt=prompt)
+    assert score.reward_map[0, 28, 60] == NEUTRAL and score.details["missing"].tolist() == [0.5]
+    assert score.reward_map[0, 12, 16].item() == pytest.approx(1 / 3, abs=1e-3)
+
+
+def test_neutral_of_the_map_is_its_background():
+    assert score_of(reward_bg=0.3).neutral == 0.3 and score_of().neutral == NEUTRAL
+
+
+def test_repeated_attempts_do_not_pay_in_the_reward_or_in_the_map():
+    once = TextLine(box(4, 4, 28, 12), "HUT", 1.0)
+    five = [once, *(TextLine(box(x, y, x + 24, y + 8), "HUT", 1.0) for x, y in ((36, 4), (36, 18), (4, 18), (68, 4)))]
+    alone, together = score_of(once, size=(32, 128)), score_of(*five, size=(32, 128))
+    assert together.reward.item() == pytest.approx(1 - 0.75 * 4 / 5) and alone.reward.item() == 1
+    assert together.reward_map.mean() < alone.reward_map.mean()
+    assert together.reward_map[0, 22, 48].item() == pytest.approx(NEUTRAL * (1 - 0.75), abs=1e-3)
+    assert score_of(*five, size=(32, 128), repeat_penalty=0.0).reward.item() == 1
+
+
 def test_garbled_text_is_blamed_at_its_place_and_not_in_the_background():
     score = score_of(TextLine(box(8, 8, 24, 16), "QXT", 0.9))
     assert score.details["missing"].tolist() == [0] and score.reward_map[0, 28, 60] == NEUTRAL
@@ -283,6 +304,7 @@ def test_worker_processes_score_like_this_one(rapidocr_engine, draw_text):
         {"reward_bg": float("nan")},
         {"mask_sigma": -1},
         {"missing_penalty": 1.5},
+        {"repeat_penalty": 2},
         {"extra_penalty": -0.1},
         {"normalisation": "upper"},
         {"num_workers": -1},

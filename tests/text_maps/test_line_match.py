@@ -1,13 +1,13 @@
 import random as randomness
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flow_grpo.text_maps.engine import TextLine
-from flow_grpo.text_maps.line_match import match_lines, reading_order
+from flow_grpo.text_maps.line_match import match_lines
+from flow_grpo.text_maps.reading_order import reading_order
 from flow_grpo.text_maps.targets import normalise, similarity
 
 TARGET = "Spring Collection 2024"
@@ -24,12 +24,6 @@ def line(text, x=0, y=0, confidence=1.0, height=10):
 def column(*texts, confidence=1.0):
     """Lines one under the other."""
     return [line(text, y=20 * i, confidence=confidence) for i, text in enumerate(texts)]
-
-
-def rotated(quad, degrees):
-    angle = np.radians(degrees)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return (np.asarray(quad) @ turn.T + 200).astype(np.float32)
 
 
 LINES = st.lists(
@@ -133,9 +127,93 @@ def test_lone_letter_lacks_all_the_rest(lone, target, expected):
 
 
 def test_scattered_letters_are_not_a_word():
-    letters = column(*"SPRING")
+    letters = [line(letter, y=80 * i) for i, letter in enumerate("SPRING")]  # seven heights between two of them
     assert match_lines(letters, ["Spring"]).reward == pytest.approx(1 / 6)
     assert match_lines(letters, [TARGET]).reward < 0.25
+
+
+@pytest.mark.parametrize(
+    ("target", "lines"),
+    [
+        ("HOTEL", column(*"HOTEL")),
+        ("HOTEL", [line(letter, x=30 * i) for i, letter in enumerate("HOTEL")]),
+        ("HOTEL", [line(letter, x=15 * i, y=12 * i) for i, letter in enumerate("HOTEL")]),
+        ("HOTEL ROMA", [*column(*"HOTEL"), line("ROMA", y=100)]),
+        ("OPENING", column("OPEN", "ING")),
+        ("OPENING", column("OPEN-", "ING")),
+        ("Grand Opening", column("GRAND OPEN‑", "ING")),
+        ("MON–FRI", column("MON–", "FRI")),
+        ("Self-Care", column("SELF-", "CARE")),
+        ("AND/OR", column("AND/", "OR")),
+        ("Spring Collection 2024", [line("Spring Colle"), line("ction 2024", x=75)]),
+    ],
+)
+def test_text_that_is_read_in_pieces_scores_one_and_no_piece_is_blamed(target, lines):
+    match = match_lines(lines, [target])
+    assert match.reward == match.exact == 1 and match.box_rewards.tolist() == [1] * len(lines)
+
+
+@given(st.text("ABCDEFGH", min_size=2, max_size=12), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_word_in_pieces_one_under_the_other_is_that_word(word, data):
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(word) - 1))))
+    pieces = [word[start:end] for start, end in zip([0, *cuts], [*cuts, len(word)])]
+    match = match_lines(column(*pieces), [word])
+    assert match.reward == pytest.approx(1) and match.exact == 1
+
+
+def test_wrong_letter_of_a_stacked_word_is_blamed_alone():
+    match = match_lines(column(*"HOXEL"), ["HOTEL"])
+    assert match.reward == pytest.approx(4 / 5) and match.box_rewards.tolist() == [1, 1, 0, 1, 1]
+    assert match_lines(column(*"XOTEL"), ["HOTEL"]).box_rewards.tolist() == [0, 1, 1, 1, 1]
+    assert match_lines(column(*"HOTEX"), ["HOTEL"]).box_rewards.tolist() == [1, 1, 1, 1, 0]
+
+
+def test_letters_with_others_between_them_are_not_a_word():
+    assert match_lines(column(*"SXPXRXIXNXG"), ["SPRING"]).reward < 0.5
+
+
+def test_two_stacked_words_side_by_side_are_told_apart():
+    lines = [
+        line(letter, x=40 * i, y=20 * j) for i, word in enumerate(("HOTEL", "PARIS")) for j, letter in enumerate(word)
+    ]
+    match = match_lines(lines, ["PARIS", "HOTEL"])
+    assert match.reward == 1 and match.spans == tuple("hotelparis")
+
+
+def attempts(*texts):
+    """Lines so far apart that none goes on from another."""
+    return [line(text, x=200 * (i % 3), y=100 * (i // 3)) for i, text in enumerate(texts)]
+
+
+def test_repeated_attempts_cost_by_how_alike_they_are():
+    lines = attempts("HUT", "HAT", "BOX")
+    match = match_lines(lines, ["HUT"], repeat_penalty=0.5)
+    # HAT repeats HUT by (2/3)**2 of its three letters
+    again = 4 / 9 * 3
+    assert match.repeats.tolist() == pytest.approx([0, 4 / 9, 0])
+    assert match.reward == pytest.approx(1 - 0.5 * again / (again + 3)) and match.similarity == 1
+    assert match_lines(lines, ["HUT"]).reward == 1
+
+
+def test_repeated_attempt_costs_the_target_that_it_repeats():
+    lines = attempts("HUT", "HAT", "SALE")
+    assert match_lines(lines, ["HUT", "SALE"], repeat_penalty=1.0).reward == pytest.approx((3 / (3 + 4 / 3) + 1) / 2)
+
+
+@pytest.mark.parametrize("accuracy", [0.5, 0.675, 0.9])
+@pytest.mark.parametrize("number", [2, 3, 5])
+def test_several_attempts_at_a_word_score_no_more_than_one(number, accuracy):
+    random = randomness.Random(0)
+
+    def attempt():
+        return "".join(letter if random.random() < accuracy else random.choice("BCDFGJ") for letter in "HAMLET")
+
+    pages = [attempts(*(attempt() for _ in range(number))) for _ in range(100)]
+    alone = sum(match_lines(lines[:1], ["HAMLET"], repeat_penalty=0.75).reward for lines in pages)
+    together = sum(match_lines(lines, ["HAMLET"], repeat_penalty=0.75).reward for lines in pages)
+    best = sum(match_lines(lines, ["HAMLET"]).reward for lines in pages)
+    assert together <= alone < best
 
 
 def test_targets_broken_side_by_side_are_told_apart():
@@ -208,6 +286,8 @@ def test_reward_grows_with_confidence_and_with_similarity(lines, targets, data):
 def test_rendering_is_the_best_of_all(lines, target):
     """Against every way to give ordered lines the pieces of the target, each to a line with a letter in common."""
     pieces = {"HAT TAX": ["hat", "tax"], "TAX A HUT": ["tax", "a", "hut"], "X-AT": ["x-", "at"]}[target]
+    # far apart, so that none goes on from another within a word
+    lines = [TextLine(one.quad + [0, 200 * i], one.text, one.confidence) for i, one in enumerate(lines)]
     ordered = [lines[i] for i in reading_order(lines)]
 
     def best(first_line, first_piece, gain, size):
@@ -225,21 +305,6 @@ def test_rendering_is_the_best_of_all(lines, target):
         return max(rewards)
 
     assert match_lines(lines, [target]).reward == pytest.approx(best(0, 0, 0.0, 0), abs=TIE)
-
-
-@pytest.mark.parametrize("degrees", [-30, -12, -3, 0, 3, 12, 30])
-def test_reading_order_is_by_rows_however_tilted(degrees):
-    upright = [line("a"), line("b", x=90, y=2), line("c", x=200, y=-2), line("d", y=16), line("e", x=90, y=15)]
-    lines = [TextLine(rotated(line.quad, degrees), line.text, 1.0) for line in upright]
-    randomness.Random(degrees).shuffle(lines)
-    assert "".join(lines[i].text for i in reading_order(lines)) == "abcde"
-
-
-def test_lines_that_run_every_which_way_are_read_upright():
-    lines = [line("a"), line("b", y=40), line("c", y=80)]
-    lines[1] = TextLine(lines[1].quad[[2, 3, 0, 1]], "b", 1.0)  # upside down
-    lines[2] = TextLine(rotated(lines[2].quad, 90), "c", 1.0)
-    assert [lines[i].text for i in reading_order(lines)] == ["a", "b", "c"]
 
 
 def test_twenty_targets_and_a_thousand_lines_are_matched():

@@ -1,0 +1,98 @@
+"""How the lines of an image stand to one another: the order they are read in, and which goes on from which."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .engine import TextLine
+
+# Pieces of one word lie this near one another, in heights of their letters. Stacked and spaced-out letters stand up to two
+# heights apart.
+_NEAR = 2.5
+# Letters of one word differ in height by no more than this factor: "l" and "a" by 1.5, and boxes are loose.
+_SAME_SIZE = 2.0
+
+
+class Step(NamedTuple):
+    """A line goes on from the line of index `line`. gap: between the two boxes, in heights of their letters."""
+
+    line: int
+    gap: float
+
+
+def reading_order(lines: Sequence[TextLine]) -> list[int]:
+    """Indices of the lines from top to bottom, and in a row from left to right, whatever order they are given in.
+
+    Rows run along the mean direction of the lines, so that a tilt of the whole does not tear a row apart. A line whose
+    middle is less than half a line's height below a row's is part of that row. Right-to-left scripts are not told apart.
+    """
+    if not lines:
+        return []
+    corners = _in_rows(lines)
+    centres = corners.mean(axis=1)
+    across, down = centres[:, 0], centres[:, 1]
+    heights = (_edge_lengths(corners, 0, 3) + _edge_lengths(corners, 1, 2)) / 2
+
+    def place(i: int):
+        return across[i], down[i], lines[i].text, lines[i].confidence
+
+    rows: list[list[int]] = []
+    for i in sorted(range(len(lines)), key=lambda i: (down[i], *place(i))):
+        first = rows[-1][0] if rows else i
+        if rows and down[i] - down[first] < 0.5 * min(heights[i], heights[first]):
+            rows[-1].append(i)
+        else:
+            rows.append([i])
+    return [i for row in rows for i in sorted(row, key=place)]
+
+
+def steps_within_words(lines: Sequence[TextLine]) -> list[list[Step]]:
+    """Which earlier lines each line may go on from in the middle of a word. lines: in reading order.
+
+    The two are near one another, their letters are of one size, and no third line stands between them.
+    For instance the letters of HOTEL, stacked: each goes on from the one above, and none from the one above that.
+    """
+    if not lines:
+        return []
+    corners = _in_rows(lines)  # (L, 4, 2)
+    low, high, centres = corners.min(axis=1), corners.max(axis=1), corners.mean(axis=1)  # (L, 2)
+    heights = (_edge_lengths(corners, 0, 3) + _edge_lengths(corners, 1, 2)) / 2
+    # the box of a lone letter may be turned: an upright "I" counts as a line that runs down
+    lone = np.array([len(line.text.strip()) == 1 for line in lines])
+    heights = np.maximum(np.where(lone, (high - low).max(axis=1), heights), 1e-6)
+    steps: list[list[Step]] = []
+    for i in range(len(lines)):
+        apart = np.maximum(np.maximum(low - high[i], low[i] - high), 0)  # (L, 2), between the boxes, along and across
+        gaps = np.hypot(*apart.T) / np.minimum(heights, heights[i])
+        sizes = np.maximum(heights, heights[i]) / np.minimum(heights, heights[i])
+        near = np.flatnonzero((gaps <= _NEAR) & (sizes <= _SAME_SIZE)).tolist()
+        steps.append([Step(j, float(gaps[j])) for j in near if j < i and not _parted(centres, heights, j, i, near)])
+    return steps
+
+
+def _in_rows(lines: Sequence[TextLine]) -> np.ndarray:
+    """The corners (L, 4, 2) of the lines, turned so that x runs along the rows and y down across them."""
+    quads = np.stack([line.quad for line in lines]).astype(np.float64)
+    edges = (quads[:, 1] - quads[:, 0]) + (quads[:, 2] - quads[:, 3])  # (L, 2), twice the direction of writing
+    along, length = edges.sum(axis=0), np.linalg.norm(edges, axis=1).sum()
+    # lines that run every which way have no common direction
+    along = along / np.linalg.norm(along) if np.linalg.norm(along) > 0.5 * length else np.array([1.0, 0.0])
+    return quads @ np.array([along, [-along[1], along[0]]]).T
+
+
+def _edge_lengths(corners: np.ndarray, one: int, other: int) -> np.ndarray:
+    return np.linalg.norm(corners[:, one] - corners[:, other], axis=1)
+
+
+def _parted(centres: np.ndarray, heights: np.ndarray, i: int, j: int, others: Sequence[int]) -> bool:
+    """Whether the middle of another line stands on the way from line i's to line j's."""
+    way = centres[j] - centres[i]
+    length = np.hypot(*way)
+    for other in others:
+        to_other = centres[other] - centres[i]
+        share = to_other @ way / max(length**2, 1e-6)
+        aside = abs(to_other[0] * way[1] - to_other[1] * way[0]) / max(length, 1e-6)
+        if other not in (i, j) and 0.1 < share < 0.9 and aside < heights[other] / 2:
+            return True
+    return False
