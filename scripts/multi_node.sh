@@ -8,6 +8,7 @@
 # The run's folder must be one that all machines share. Further flags are the run's: --config.FIELD=VALUE
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/accelerate/require_gpu.sh
 launch="scripts/accelerate/${KIND:-multi_node}.yaml"
 if [[ ! -f "$launch" ]]; then
     echo "multi_node.sh: KIND=$KIND is none of ddp, fsdp2, deepspeed_zero2" >&2

@@ -4,11 +4,13 @@
 # deepspeed_zero2, the optimizer's state in parts, which with LoRA is little.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/accelerate/require_gpu.sh
 launch="scripts/accelerate/${KIND:-ddp}.yaml"
 if [[ ! -f "$launch" ]]; then
     echo "one_node.sh: KIND=$KIND is none of ddp, fsdp2, deepspeed_zero2" >&2
     exit 2
 fi
 gpus="${NUM_GPUS:-8}"
-accelerate launch --config_file "$launch" --num_processes "$gpus" \
+# exec: a signal to this script reaches the launcher
+exec accelerate launch --config_file "$launch" --num_processes "$gpus" \
     train_sd3.py --config config/grpo.py:"${RUN:-ocr_map_sd3}" --config.num_gpus="$gpus" "$@"

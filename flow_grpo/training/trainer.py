@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from config import base
 from flow_grpo.training import checkpoint
+from flow_grpo.training.banner import banner
 from flow_grpo.training.build import Parts
 from flow_grpo.training.evaluation import evaluate
 from flow_grpo.training.interrupt import StopRequest
@@ -37,6 +38,7 @@ class Trainer:
         self.tracker = NullTracker()
         if self.distributed.is_main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
+            print(banner(self.parts, epoch), flush=True)
             self.tracker = RunTracker(self.run_dir, config.wandb_project, config.to_dict(), epoch)
         bar = tqdm(total=config.num_epochs, initial=epoch, desc="epochs", disable=not self.distributed.is_main)
         with StopRequest() as stop:
@@ -64,7 +66,10 @@ class Trainer:
         self.tracker.finish()
         if self.distributed.is_main:
             go_on = "" if epoch == config.num_epochs else "; go on with --config.resume_from=latest"
-            print(f"saved {checkpoint.list_checkpoints(self.run_dir)[-1]}{go_on}", flush=True)
+            print(
+                f"saved {checkpoint.list_checkpoints(self.run_dir)[-1]}{go_on}\nthe run as a page: {self.run_dir}/report.html",
+                flush=True,
+            )
 
     def _resume(self) -> int:
         parts = self.parts

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,25 @@ def test_multi_node_says_what_it_is_not_told(environment):
 def test_an_unknown_kind_is_refused_by_name(environment, script):
     done = subprocess.run([f"scripts/{script}"], env=environment | {"KIND": "zero9"}, capture_output=True, text=True)
     assert done.returncode == 2 and f"{script}: KIND=zero9 is none of ddp, fsdp2" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["one_gpu.sh", "one_node.sh", "multi_node.sh"])
+def test_a_machine_without_a_gpu_is_refused_before_anything_is_loaded(environment, tmp_path, script):
+    # an nvidia-smi that finds nothing stands first on the path, so that this holds on a GPU machine, too
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'No devices were found'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    environment |= {"ACCELERATE_USE_CPU": "", "PATH": f"{tmp_path}{os.pathsep}{environment['PATH']}"}
+    done = subprocess.run([f"scripts/{script}"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and f"{script}: nvidia-smi finds no GPU" in done.stderr and "cpu.sh" in done.stderr
+
+
+def test_a_signal_to_a_launch_script_reaches_the_launcher(environment, tmp_path):
+    process = start("cpu.sh", tmp_path, environment)
+    name = Path(f"/proc/{process.pid}/cmdline")
+    deadline = time.monotonic() + 60
+    while b"accelerate" not in name.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert b"accelerate" in name.read_bytes()  # the script has become the launcher
+    process.terminate()
+    process.communicate(timeout=120)
+    assert process.returncode != 0
