@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 MapKind = Literal["reward", "importance"]
@@ -116,6 +117,30 @@ def check_images(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapp
     if metadata and (isinstance(metadata, Mapping) or len(metadata) != len(images)):
         got = "one mapping" if isinstance(metadata, Mapping) else f"{len(metadata)} entries"
         raise ValueError(f"metadata must be one mapping per image, got {got} for {len(images)} images; or give None")
+
+
+def to_images(pictures: Sequence[Any]) -> Tensor:
+    """Pictures as scorers take them: (B, 3, H, W) fp32 in [0, 1], on the CPU.
+
+    pictures: PIL images of any mode, or arrays (H, W, 3) uint8, all of one size. A transparent picture is laid on white.
+    Raises ValueError where a picture is something else, or of another size than the first.
+    """
+    arrays = [_to_array(picture) for picture in pictures]
+    sizes = sorted({array.shape[:2] for array in arrays})
+    if len(sizes) != 1:
+        raise ValueError(f"pictures must be of one size, got (height, width) {sizes}; resize them, or score them apart")
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+
+
+def _to_array(picture: Any) -> np.ndarray:
+    if isinstance(picture, Image.Image):
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        return np.array(picture.convert("RGB"))
+    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,):
+        return picture
+    raise ValueError(f"a picture must be a PIL image or an array (H, W, 3) uint8, got {_describe(picture)}")
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

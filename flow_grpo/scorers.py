@@ -43,7 +43,28 @@ def make_scorer(name: str, device: str = "cpu", **options: Any) -> Scorer:
         raise ValueError(f"scorer {name!r} does not take {', '.join(unknown)}; it takes {known}")
     if takes_any or "device" in accepted:
         options["device"] = device
-    return factory(**options)
+    _check_required(name, accepted, options)
+    return _checked_scorer(name, factory(**options))
+
+
+def _check_required(name: str, accepted: Mapping[str, inspect.Parameter], options: Mapping[str, Any]) -> None:
+    """Refuse a factory that wants more than it is given; most often it is the scorer itself."""
+    named = (p for p in accepted.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+    missing = [p.name for p in named if p.default is p.empty and p.name not in options]
+    if {"images", "prompts"} <= set(missing):
+        raise ValueError(f"{name!r} is a scorer itself; name a class, or a function without arguments that returns it")
+    if missing:
+        raise ValueError(f"scorer {name!r} needs the option{'s' * (len(missing) > 1)} {', '.join(missing)}")
+
+
+def _checked_scorer(name: str, scorer: Any) -> Scorer:
+    """The scorer, where it can be called as one."""
+    if not callable(scorer):
+        raise ValueError(
+            f"scorer {name!r}: its factory returned {type(scorer).__name__}, which cannot be called; return an object that "
+            "takes (images, prompts, metadata) and returns a Score"
+        )
+    return scorer
 
 
 def as_reward_fn(scorer: Scorer) -> RewardFn:

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from flow_grpo.score import Score, check_images, to_uint8
+from flow_grpo.score import Score, check_images, to_images, to_uint8
 
 IMAGES = torch.rand(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["one", "two"]
@@ -126,3 +127,28 @@ def test_every_image_is_valid_unless_told_otherwise():
 def test_image_that_could_not_be_scored_has_no_valid_map():
     score = Score(torch.zeros(2), torch.rand(2, 4, 4), "reward", valid=torch.tensor([True, False]))
     assert score.map_valid.tolist() == [True, False]
+
+
+def test_pictures_become_images():
+    red = Image.new("RGB", (4, 2), (255, 0, 51))
+    images = to_images([red, np.array(red), red.convert("P")])
+    assert images.shape == (3, 3, 2, 4) and images.dtype == torch.float32
+    assert all(torch.equal(image, images[0]) for image in images)
+    assert images[0, :, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
+
+
+def test_a_transparent_picture_is_laid_on_white():
+    assert torch.equal(to_images([Image.new("RGBA", (2, 2), (0, 0, 0, 0))]), torch.ones(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        ([np.zeros((2, 2, 3), dtype=np.float32)], r"PIL image or an array \(H, W, 3\) uint8, got \(2, 2, 3\) float32"),
+        (["photo.png"], "got str"),
+        ([Image.new("RGB", (2, 2)), Image.new("RGB", (2, 3))], r"one size, got .*\(2, 2\), \(3, 2\).*resize"),
+    ],
+)
+def test_what_is_no_batch_of_pictures_is_refused(pictures, message):
+    with pytest.raises(ValueError, match=message):
+        to_images(pictures)

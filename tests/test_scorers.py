@@ -1,4 +1,5 @@
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -29,7 +30,14 @@ def brightness_module(monkeypatch):
 
         return scorer
 
-    module = SimpleNamespace(brightness=brightness, anything=lambda **options: options, nothing=lambda: "built")
+    module = SimpleNamespace(
+        brightness=brightness,
+        anything=lambda **options: partial(print, options),
+        nothing=lambda: print,
+        a_tuple=lambda: (print, "and more"),
+        itself=lambda images, prompts, metadata=None: Score(reward=images.mean((1, 2, 3))),
+        demanding=lambda model: print,
+    )
     monkeypatch.setitem(sys.modules, "own_scorers", module)
 
 
@@ -55,8 +63,17 @@ def test_path_of_a_factory_is_a_name_too(brightness_module):
 
 
 def test_device_goes_to_factories_that_take_one(brightness_module):
-    assert make_scorer("own_scorers:anything", device="meta", a=1) == {"a": 1, "device": "meta"}
-    assert make_scorer("own_scorers:nothing", device="meta") == "built"
+    assert make_scorer("own_scorers:anything", device="meta", a=1).args == ({"a": 1, "device": "meta"},)
+    assert make_scorer("own_scorers:nothing", device="meta") is print
+
+
+def test_what_is_no_factory_of_a_scorer_is_refused_with_the_remedy(brightness_module):
+    with pytest.raises(ValueError, match="'own_scorers:itself' is a scorer itself; name a class, or a function"):
+        make_scorer("own_scorers:itself")
+    with pytest.raises(ValueError, match="returned tuple, which cannot be called; return an object that takes"):
+        make_scorer("own_scorers:a_tuple")
+    with pytest.raises(ValueError, match="'own_scorers:demanding' needs the option model"):
+        make_scorer("own_scorers:demanding")
 
 
 @pytest.mark.parametrize("name", ["clip", "", ":", "ocr:", ":OcrScorer"])
