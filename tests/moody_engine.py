@@ -1,6 +1,8 @@
-"""An OCR engine that raises, dies or hangs when told to; in a module of its own, so that worker processes find it."""
+"""An OCR engine that raises, dies, hangs or stops when told to; in a module of its own, so that worker processes find it."""
 
 import os
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -29,13 +31,13 @@ class MoodyEngine:
         self._act(self.build_moods, "build")
 
     def num_tries(self, level):
-        return len(self._tries(f"image_{level}").read_bytes())
+        return len(self.tries(f"image_{level}").read_bytes())
 
-    def _tries(self, name):
+    def tries(self, name):
         return self.folder / name
 
     def _act(self, moods, name):
-        with open(self._tries(name), "ab") as tries:
+        with open(self.tries(name), "ab") as tries:
             tries.write(b".")
             number = tries.tell() - 1
         mood = moods[number] if number < len(moods) else "well"
@@ -45,3 +47,7 @@ class MoodyEngine:
             os.kill(os.getpid(), 9)
         if mood == "hang":
             time.sleep(3600)
+        if mood == "stop in the answer":
+            os.write(int(sys.argv[1]), b"\0\0\1\0and so on")  # of 256 bytes, in multiprocessing's framing
+        if mood.startswith("stop"):
+            os.kill(os.getpid(), signal.SIGSTOP)

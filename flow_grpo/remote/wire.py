@@ -7,7 +7,7 @@ against its header; here stands what the arrays and texts must be.
 import json
 import os
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,16 +43,14 @@ def encode_batch(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[
     """A batch as a request. images: (B, H, W, 3) uint8 RGB, as `to_uint8` gives them.
 
     metadata: None or empty, or mappings that JSON can hold; a tuple arrives as a list.
-    Raises ValueError for what has no JSON or no UTF-8, and for longer texts than a server takes.
+    Raises ValueError for what has no JSON or no UTF-8.
     """
     try:
         texts = {"prompts": _json(list(prompts))}
-        entries = [_json(dict(entry)) for entry in metadata or []]
+        if metadata:
+            texts["metadata"] = _json([dict(entry) for entry in metadata])
     except (TypeError, ValueError) as error:
         raise ValueError(f"prompts and metadata must be JSON to be scored elsewhere: {error}") from error
-    _check_lengths(prompts, entries)
-    if entries:
-        texts["metadata"] = f"[{', '.join(entries)}]"
     return pack({"images": images}, texts)
 
 
@@ -165,7 +163,7 @@ def _list_of(kind: type, what: str, text: str, length: int) -> list[Any]:
     return values
 
 
-def _check_lengths(prompts: Sequence[str], entries: Sequence[str]) -> None:
+def _check_lengths(prompts: Iterable[str], entries: Iterable[str]) -> None:
     """A scorer's work grows with its texts, so that one request could keep a server from all others."""
     for what, texts in (("a prompt", prompts), ("an image's metadata", entries)):
         longest = max(map(len, texts), default=0)

@@ -1,17 +1,20 @@
-"""An OCR engine in a process of its own: one that crashes or hangs takes nothing else with it.
+"""An OCR engine in a process of its own: one that crashes, hangs or is stopped takes nothing else with it.
 
-The process is a fresh interpreter with one thread per library. It runs neither the caller's script (as multiprocessing's own
-spawning would) nor torch, and so starts in a second; it ignores Ctrl-C and ends with its parent, however that ends.
+The process is a fresh interpreter with one thread per library. It ignores Ctrl-C and ends with its parent, however that ends.
+It runs neither the caller's script nor torch, which is why no library's pool of spawned workers stands here: pebble's workers
+took 1.9 s to start and 327 MiB each where these took 0.8 s and 145 MiB, and a script without `if __name__ == "__main__"` would
+run again in each of them.
 """
 
-import multiprocessing
 import os
 import pickle
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,6 +24,8 @@ import numpy as np
 from .engine import OcrEngine, TextLine, make_engine
 
 BUILD_TIMEOUT = 600.0  # seconds; an engine may download its weights first
+REBUILD_TIMEOUT = 120.0  # and has them afterwards
+NUM_BUILDS = 3  # of which the last may fail too, before a process counts as lost
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), "1"
 )
@@ -28,6 +33,10 @@ ONE_THREAD = dict.fromkeys(
 
 class EngineLost(RuntimeError):
     """No process with the engine can be had any more, whatever the image."""
+
+
+class ProcessEnded(RuntimeError):
+    """The process died, or was ended because it gave no answer in time."""
 
 
 class EngineProcess:
@@ -51,40 +60,55 @@ class EngineProcess:
         self._closed = False
         self._start()
 
-    def wait_until_built(self) -> None:
-        """Raise what make_engine raised over there; RuntimeError where the process ended instead."""
+    def wait_until_built(self, timeout: float = BUILD_TIMEOUT) -> None:
+        """Raise what make_engine raised over there; ProcessEnded where there is no answer."""
         if not self._built:
-            error = self._receive(BUILD_TIMEOUT)
+            error = self._exchange(self._recipe, timeout)
             if error is not None:
                 self._end()
                 raise error
             self._built = True
 
-    def __call__(self, image: np.ndarray) -> list[TextLine]:
-        """The lines of an image (H, W, 3), uint8 RGB, from a fresh process where the last one ended.
+    def prepare(self) -> None:
+        """Have a process that is alive and built, a fresh one where the last one ended.
 
-        Raises what the engine raises, RuntimeError where its process ends or takes too long, EngineLost where a fresh
-        process cannot build it or this was closed.
+        Raises EngineLost where a fresh process cannot build the engine, or each of NUM_BUILDS ended meanwhile, or this was
+        closed.
         """
-        try:
-            if self._connection.closed:
-                self._start()
-            self.wait_until_built()
-        except Exception as error:  # whatever keeps a process from starting is not the image's fault
-            raise EngineLost("an OCR worker ended and could not be replaced") from error
-        with suppress(OSError):  # one that ended is found out by its silence
-            self._connection.send(image)
-        outcome = self._receive(self._timeout)
+        for attempt in range(NUM_BUILDS):
+            try:
+                if self._process.poll() is not None or self._connection.closed:
+                    self._end()
+                    self._start()
+                self.wait_until_built(REBUILD_TIMEOUT)
+                return
+            except EngineLost:
+                raise
+            except Exception as error:  # whatever keeps a process from starting is not the image's fault
+                if attempt == NUM_BUILDS - 1 or not isinstance(error, ProcessEnded):
+                    raise EngineLost("an OCR worker ended and could not be replaced") from error
+
+    def __call__(self, image: np.ndarray) -> list[TextLine]:
+        """The lines of an image (H, W, 3), uint8 RGB.
+
+        Raises what the engine raises, ProcessEnded where its process ends or takes too long, and what `prepare` raises.
+        """
+        self.prepare()
+        outcome = self._exchange(pickle.dumps(image, protocol=5), self._timeout)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     def close(self) -> None:
         """End the process for good, in the middle of an image if need be."""
         with self._lock:
             self._closed = True
-            self._process.kill()
-            self._process.wait()
+            _cut_off(self._process, self._socket)
+            _wait(self._process)
 
     def _start(self) -> None:
         search_path = os.pathsep.join(map(os.path.abspath, sys.path))
@@ -93,30 +117,60 @@ class EngineProcess:
         self._built = False
         with self._lock:
             if self._closed:
-                raise RuntimeError("the reader was closed")
-            self._connection, theirs = multiprocessing.Pipe()
-            with theirs:  # closed here: the process alone holds it, so that its end is the end of the pipe
+                raise EngineLost("the reader was closed")
+            self._socket, theirs = socket.socketpair()
+            self._connection = Connection(os.dup(self._socket.fileno()))
+            with theirs:  # closed here: the process alone holds it, so that its end is the end of the connection
                 command = [sys.executable, "-m", __spec__.name, str(theirs.fileno())]
-                self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
-        with suppress(OSError):
-            self._connection.send_bytes(self._recipe)
+                # before the first line that it runs, Ctrl-C is not for it
+                mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                try:
+                    self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def _receive(self, timeout: float) -> Any:
+    def _exchange(self, message: bytes, timeout: float) -> Any:
+        """Send a message and give its answer; one deadline holds for both.
+
+        A process that is stopped reads nothing, and may stop in the middle of its answer: sending and receiving both wait
+        for it, until it is cut off.
+        """
+        begun = time.monotonic()
+        timer = threading.Timer(timeout, _cut_off, [self._process, self._socket])
+        timer.daemon = True
+        timer.start()
         try:
-            if self._connection.poll(timeout):
-                return self._connection.recv()
-            problem = f"gave no answer within {timeout:g} s and was ended"
+            self._connection.send_bytes(message)
+            return self._connection.recv()
         except (EOFError, OSError):
-            problem = "died"
+            late = time.monotonic() - begun >= timeout
+        finally:
+            timer.cancel()
         status = self._end()
         if self._closed:
             raise EngineLost("the reader was closed")
-        raise RuntimeError(f"the OCR worker {problem} (exit status {status})")
+        problem = f"gave no answer within {timeout:g} s and was ended" if late else "died"
+        raise ProcessEnded(f"the OCR worker {problem} (exit status {status})")
 
-    def _end(self) -> int:
+    def _end(self) -> int | None:
+        _cut_off(self._process, self._socket)
         self._connection.close()
-        self._process.kill()
-        return self._process.wait()
+        self._socket.close()
+        return _wait(self._process)
+
+
+def _cut_off(process: subprocess.Popen, connection: socket.socket) -> None:
+    process.kill()
+    # whoever waits for the process goes on, even where it cannot die yet (frozen, or waiting for a disk)
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _wait(process: subprocess.Popen) -> int | None:
+    """The exit status of a process that was killed; None where it cannot die yet."""
+    with suppress(subprocess.TimeoutExpired):
+        return process.wait(timeout=5.0)
+    return None
 
 
 def serve(connection: Connection) -> None:
@@ -168,6 +222,5 @@ def _pickled(error: Exception) -> bytes:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(OSError):  # the parent ended
         serve(Connection(int(sys.argv[1])))

@@ -90,8 +90,9 @@ class PooledReader(Reader):
     def __init__(self, processes: Sequence[EngineProcess]):
         self._tasks = queue.SimpleQueue()
         self._lock = threading.Lock()  # nothing is put after the end
+        others = threading.Semaphore(len(processes) - 1)
         for process in processes:
-            threading.Thread(target=_feed, args=(process, self._tasks), daemon=True).start()
+            threading.Thread(target=_feed, args=(process, self._tasks, self._lock, others), daemon=True).start()
         # also where the reader is forgotten, and at the interpreter's exit
         self._finalizer = weakref.finalize(self, _stop, processes, self._tasks, self._lock)
 
@@ -112,14 +113,32 @@ class PooledReader(Reader):
         self._finalizer()
 
 
-def _feed(process: EngineProcess, tasks: queue.SimpleQueue) -> None:
-    """Have a process read image after image until None comes: every future is resolved, whatever happens."""
-    while (task := tasks.get()) is not None:
-        image, future = task
+def _feed(process: EngineProcess, tasks: queue.SimpleQueue, lock: threading.Lock, others: threading.Semaphore) -> None:
+    """Have a process read image after image until None comes: every future is resolved, whatever happens.
+
+    others: how many may still leave. Who loses its process for good leaves, and its image to the others; the last one stays,
+    fails what waits, and tries again.
+    """
+    while True:
+        task = None
         try:
+            process.prepare()  # before an image is taken, which another could read meanwhile
+            if (task := tasks.get()) is None:
+                return
+            image, future = task
             future.set_result(read_twice(process, image))
         except EngineLost as error:
-            future.set_exception(error)
+            with lock:  # `_stop` closes the process before it puts the end, and puts that under the lock
+                leaves = not process.closed and others.acquire(blocking=False)
+                if leaves and task is not None:
+                    tasks.put(task)
+            if leaves:
+                cause = error.__cause__
+                logger.warning("%s (%s: %s); the others go on without it", error, type(cause).__name__, cause)
+                return
+            if (task := task or tasks.get()) is None:
+                return
+            task[1].set_exception(error)
 
 
 def _stop(processes: Sequence[EngineProcess], tasks: queue.SimpleQueue, lock: threading.Lock) -> None:

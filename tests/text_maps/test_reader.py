@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from flow_grpo.text_maps import process
 from flow_grpo.text_maps.reader import make_reader
 from tests.moody_engine import MoodyEngine
 
@@ -141,13 +142,55 @@ def test_image_that_kills_its_worker_twice_is_none_and_costs_no_other(tmp_path, 
     engine = MoodyEngine(tmp_path, {204: ["die", "die", "die"]})
     with make_reader(engine, num_workers=2) as reader, caplog.at_level(logging.WARNING):
         assert texts(reader.submit(greys(51, 204, 102, 153))()) == ["51", None, "102", "153"]
-    assert "image 1 of 4 could not be read: RuntimeError: the OCR worker died (exit status -9)" in caplog.text
+    assert "image 1 of 4 could not be read: ProcessEnded: the OCR worker died (exit status -9)" in caplog.text
     assert engine.num_tries(204) == 2
 
 
 def test_worker_that_hangs_is_replaced(tmp_path):
     with make_reader(MoodyEngine(tmp_path, {204: ["hang"]}), num_workers=2, image_timeout=2.0) as reader:
         assert texts(reader.submit(greys(51, 204, 102))()) == ["51", "204", "102"]
+
+
+@pytest.mark.parametrize("side", [8, 512])
+def test_worker_that_is_stopped_while_idle_costs_a_timeout(side, tmp_path):
+    """Small images fit the socket's buffer; of large ones the sending itself waits for the worker."""
+    before, images = worker_ids(), greys(51, 102).repeat(1, 1, side // 8, side // 8)
+    with make_reader(MoodyEngine(tmp_path), num_workers=1, image_timeout=2.0) as reader:
+        reader.submit(images)()
+        (worker,) = worker_ids() - before
+        os.kill(worker, signal.SIGSTOP)
+        assert texts(reader.submit(images)()) == ["51", "102"]
+    assert not is_running(worker)
+
+
+def test_worker_that_is_stopped_in_its_work_costs_at_most_its_image(tmp_path):
+    engine = MoodyEngine(tmp_path, {204: ["stop", "stop"]})
+    with make_reader(engine, num_workers=2, image_timeout=2.0) as reader:
+        assert texts(reader.submit(greys(51, 204, 102))()) == ["51", None, "102"]
+
+
+def test_worker_that_is_stopped_in_the_middle_of_its_answer_costs_at_most_its_image(tmp_path):
+    engine = MoodyEngine(tmp_path, {204: ["stop in the answer", "well"]})
+    with make_reader(engine, num_workers=1, image_timeout=2.0) as reader:
+        assert texts(reader.submit(greys(51, 204, 102))()) == ["51", "204", "102"]
+
+
+@pytest.mark.parametrize("mood", ["die", "stop"])
+def test_worker_lost_while_it_is_built_costs_nothing(mood, tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "REBUILD_TIMEOUT", 5.0)
+    engine = MoodyEngine(tmp_path, build_moods=["well", mood, "well"])
+    with make_reader(engine, num_workers=2) as reader:
+        assert texts(reader.submit(greys(51, 204, 102))()) == ["51", "204", "102"]
+        wait_until(lambda: len(engine.tries("build").read_bytes()) == 3)
+
+
+def test_the_other_workers_go_on_without_one_that_cannot_be_replaced(tmp_path, caplog):
+    engine = MoodyEngine(tmp_path, {204: ["die"]}, build_moods=["well", "well", "raise"])
+    with make_reader(engine, num_workers=2) as reader, caplog.at_level(logging.WARNING):
+        wait_until(lambda: len(engine.tries("build").read_bytes()) == 2)
+        assert texts(reader.submit(greys(51, 204, 102))()) == ["51", "204", "102"]
+        assert "could not be replaced (OSError: no mood for build); the others go on without it" in caplog.text
+        assert texts(reader.submit(greys(51, 102))()) == ["51", "102"]
 
 
 def test_worker_that_cannot_be_replaced_fails_the_batch_and_not_its_images(tmp_path):
