@@ -1,12 +1,14 @@
 """`ocr_map`: text lines as a reward map, each box as good as what it says, everything else neutral."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .futures import then
 from .score import Score, check_images
 from .text_maps.box_map import Strips, blend_boxes, text_area
 from .text_maps.character_strips import character_strips
@@ -84,16 +86,16 @@ class OcrMapScorer:
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
     ) -> Score:
         """Score images (B, 3, H, W), float in [0, 1]. Raises ValueError for bad input or a prompt without a target."""
-        return self.submit(images, prompts, metadata)()
+        return self.submit(images, prompts, metadata).result()
 
     def submit(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
-    ) -> Callable[[], Score]:
-        """Begin to score; the function returned waits for the score. Bad input raises here, before any reading."""
+    ) -> Future[Score]:
+        """Begin to score. Bad input raises here, before any reading."""
         check_images(images, prompts, metadata)
         targets = batch_targets(prompts, metadata, self._normalisation)
-        read, size, device = self._reader.submit(images), tuple(images.shape[2:]), images.device
-        return lambda: self._score(read(), targets, size, device)
+        size, device = tuple(images.shape[2:]), images.device
+        return then(self._reader.submit(images), lambda read: self._score(read, targets, size, device))
 
     def _score(
         self,

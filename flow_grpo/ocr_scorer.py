@@ -1,11 +1,13 @@
 """`ocr`: how much of the asked text an image shows, by Flow-GRPO's formula; no map."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .futures import then
 from .score import Score, check_images
 from .text_maps.engine import OcrEngine, TextLine
 from .text_maps.reader import make_reader
@@ -49,19 +51,19 @@ class OcrScorer:
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
     ) -> Score:
         """Score images (B, 3, H, W), float in [0, 1]. Raises ValueError for bad input or a prompt without a target."""
-        return self.submit(images, prompts, metadata)()
+        return self.submit(images, prompts, metadata).result()
 
     def submit(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
-    ) -> Callable[[], Score]:
-        """Begin to score; the function returned waits for the score. Bad input raises here, before any reading."""
+    ) -> Future[Score]:
+        """Begin to score. Bad input raises here, before any reading."""
         check_images(images, prompts, metadata)
         targets = [
             [normalise(target, self._normalisation) for target in wanted]
             for wanted in batch_targets(prompts, metadata, self._normalisation)
         ]
-        read, device = self._reader.submit(images), images.device
-        return lambda: self._score(read(), targets, device)
+        device = images.device
+        return then(self._reader.submit(images), lambda read: self._score(read, targets, device))
 
     def _score(
         self, read: Sequence[Sequence[TextLine] | None], targets: Sequence[Sequence[str]], device: torch.device

@@ -1,6 +1,7 @@
 """What a scorer is and what it returns: a reward per image and, where it has one, a map of where the reward was earned."""
 
 import math
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -22,13 +23,14 @@ class Score:
 
     reward: (B,) float, finite.
     reward_map: (B, H, W) float in [0, 1], row 0 at the top; None where the scorer has no map.
-    map_kind: "reward" (0 bad, 0.5 neutral, 1 good: how good each pixel is), "importance" (where the reward came from),
+    map_kind: "reward" (0 bad, neutral, 1 good: how good each pixel is), "importance" (where the reward came from),
         or None without a map.
     map_valid: (B,) bool, False where an image's map must not be used: what it holds there is not checked.
         Left out: True for every image of a map, False without a map.
     details: {name: (B,)} what the scorer measured on the way, for tracking.
     valid: (B,) bool, False where an image could not be scored: it gets no advantage, its reward and details are
         placeholders (such as the mean of the others), and its map is not valid either. Left out: True for every image.
+    neutral: in [0, 1], what a reward map holds where it has nothing to say.
 
     Raises ValueError where a shape, a range or the pairing of map and kind is wrong.
     """
@@ -88,7 +90,7 @@ class Scorer(Protocol):
         """Score images (B, 3, H, W), float in [0, 1], against one prompt (and one metadata mapping, if any) per image.
 
         The score's tensors are on the images' device. A scorer that works in other processes may also have `submit`, which
-        takes the same, returns at once and gives a function without arguments that waits for the Score.
+        takes the same, returns at once and gives a `concurrent.futures.Future` of the Score.
         """
 
 
@@ -143,14 +145,39 @@ def _to_array(picture: Any) -> np.ndarray:
     raise ValueError(f"a picture must be a PIL image or an array (H, W, 3) uint8, got {_describe(picture)}")
 
 
+# The last images, their version and their levels, while the images live: several scorers ask for the same.
+_last_levels: tuple[weakref.ref, int, np.ndarray] | None = None
+
+
 def to_uint8(images: Tensor) -> np.ndarray:
-    """Images (B, 3, H, W), float in [0, 1], as (B, H, W, 3) uint8 RGB in memory, rounded to the nearest level."""
+    """Images (B, 3, H, W), float in [0, 1], as (B, H, W, 3) uint8 RGB in memory, rounded to the nearest level.
+
+    The array cannot be written to: who asks again for the same images is given the same array.
+    """
+    global _last_levels
+    last = _last_levels  # read once: another thread may put its own there
+    if images.is_inference():  # without a version, nobody knows whether they are still the same
+        return _levels(images)
+    if last is None or last[0]() is not images or last[1] != images._version:
+        _last_levels = last = (weakref.ref(images, _forget_levels), images._version, _levels(images))
+    return last[2]
+
+
+def _forget_levels(images: weakref.ref) -> None:
+    global _last_levels
+    if _last_levels is not None and _last_levels[0] is images:
+        _last_levels = None
+
+
+def _levels(images: Tensor) -> np.ndarray:
     batch, channels, height, width = images.shape
     levels = torch.empty(batch, height, width, channels, dtype=torch.uint8, device=images.device)
     # one image at a time stays in the cache, and + 0.5 and truncate costs a tenth of round(): a sixth of the time on a CPU
     for image, target in zip(images.detach(), levels):
         target.copy_(image.float().mul(255).add_(0.5).clamp_(0, 255.5).to(torch.uint8).permute(1, 2, 0))
-    return levels.cpu().numpy()
+    array = levels.cpu().numpy()
+    array.flags.writeable = False
+    return array
 
 
 def _check_flags(name: str, flags: Tensor, batch: int) -> None:

@@ -70,8 +70,8 @@ def _checked_scorer(name: str, scorer: Any) -> Scorer:
 def as_reward_fn(scorer: Scorer) -> RewardFn:
     """A scorer in the shape of Flow-GRPO's score functions: fn(images, prompts, metadata) -> (scores, extras).
 
-    scores: (B,). extras: "reward_map" (B, H, W) or None, "map_kind", "map_valid" (B,), "details" {name: (B,)}, and "valid"
-    (B,), False where an image could not be scored: give it no advantage, its score is a placeholder.
+    scores: (B,). extras: "reward_map" (B, H, W) or None, "map_kind", "map_valid" (B,), "neutral", "details" {name: (B,)},
+    and "valid" (B,), False where an image could not be scored: give it no advantage, its score is a placeholder.
     """
 
     def reward_fn(images, prompts, metadata=None):
@@ -87,6 +87,7 @@ def score_extras(score: Score) -> dict[str, Any]:
         "reward_map": score.reward_map,
         "map_kind": score.map_kind,
         "map_valid": score.map_valid,
+        "neutral": score.neutral,
         "details": dict(score.details),
         "valid": score.valid,
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # config/ is not installed: it belongs to the checkout
 
 from config.grpo import get_config  # noqa: E402
-from flow_grpo.rewards import multi_score  # noqa: E402
+from flow_grpo.rewards import make_scorers  # noqa: E402
 from flow_grpo.training.data import load_metadata, load_prompts  # noqa: E402
 from flow_grpo.training.distributed import Distributed  # noqa: E402
 from flow_grpo.training.evaluation import evaluate  # noqa: E402
@@ -58,7 +58,7 @@ def main() -> None:
         policy,
         load_prompts(dataset, "test")[: num_prompts or None],
         load_metadata(dataset, "test")[: num_prompts or None],
-        multi_score(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict()),
+        make_scorers(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict()),
         SDE(config.sample.num_steps, config.sample.noise_level, config.sample.sde)
         if args.rollout
         else SDE(config.sample.eval_num_steps, noise_level=0.0),

@@ -286,7 +286,7 @@ def test_submitted_images_are_scored_when_asked_for(rapidocr_engine, draw_text):
     images = torch.stack([draw_text("HUT"), draw_text("CAP")])
     expected, finish = scorer(images, [PROMPT] * 2), scorer.submit(images, [PROMPT] * 2)
     images.zero_()  # the caller's again
-    score = finish()
+    score = finish.result()
     assert torch.equal(score.reward, expected.reward) and torch.equal(score.reward_map, expected.reward_map)
 
 

@@ -92,7 +92,7 @@ def test_submitted_images_are_scored_when_asked_for(rapidocr_engine, draw_text):
     images = draw_text("HUT")[None]
     finish = OcrScorer(rapidocr_engine).submit(images, ['a sign that says "HUT"'])
     images.zero_()  # the caller's again
-    assert finish().reward.tolist() == [1]
+    assert finish.result().reward.tolist() == [1]
 
 
 def test_engine_options_reach_an_engine_by_its_name():

@@ -1,4 +1,5 @@
 import sys
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 
 from flow_grpo.clip.load import load_clip
 from flow_grpo.clip.model import ClipModel
-from flow_grpo.rewards import multi_score
+from flow_grpo.rewards import WeightedScorers, make_scorers, multi_score
 from flow_grpo.score import Score
 from flow_grpo.scorers import make_scorer
 from flow_grpo.text_maps.engine import TextLine
@@ -93,33 +94,32 @@ def test_prompt_without_target_is_refused():
 
 
 def test_submitted_scores_are_those_of_the_call():
-    score = multi_score("cpu", {"ocr": 2.0, "ocr_map": 0.5}, {"ocr": ENGINE, "ocr_map": ENGINE})
-    (details, extras), (later, later_extras) = score(IMAGES, PROMPTS), score.submit(IMAGES, PROMPTS)()
-    assert list(later) == list(details) and all(torch.equal(later[name], details[name]) for name in details)
-    assert torch.equal(later_extras["reward_map"], extras["reward_map"])
+    scorers = make_scorers("cpu", {"ocr": 2.0, "ocr_map": 0.5}, {"ocr": ENGINE, "ocr_map": ENGINE})
+    scores, later = scorers(IMAGES, PROMPTS), scorers.submit(IMAGES, PROMPTS)
+    assert list(later) == list(scores) == ["ocr", "ocr_map"]
+    for name, future in later.items():
+        assert torch.equal(future.result().reward, scores[name].reward)
+    assert torch.equal(later["ocr_map"].result().reward_map, scores["ocr_map"].reward_map)
 
 
-def test_scorers_with_workers_begin_before_the_others_run(monkeypatch):
-    events = []
+def test_scorers_with_workers_begin_before_the_others_run():
+    events, answer = [], Future()
 
     class Remote:
-        def __call__(self, images, prompts, metadata=None):
-            return self.submit(images, prompts, metadata)()
-
         def submit(self, images, prompts, metadata=None):
             events.append("begun")
-            return lambda: events.append("waited") or Score(images.mean((1, 2, 3)))
+            return answer
 
     def local(images, prompts, metadata=None):
         events.append("run")
         return Score(images.mean((1, 2, 3)))
 
-    module = SimpleNamespace(local=lambda: local, remote=Remote)
-    monkeypatch.setitem(sys.modules, "own_scorers", module)
-    pending = multi_score("cpu", {"own_scorers:local": 1.0, "own_scorers:remote": 1.0}).submit(IMAGES, PROMPTS)
+    scorers = WeightedScorers({"local": local, "remote": Remote()}, {"local": 1.0, "remote": 1.0})
+    futures = scorers.submit(IMAGES, PROMPTS)
     assert events == ["begun", "run"]
-    pending()
-    assert events == ["begun", "run", "waited"]
+    assert futures["local"].done() and not futures["remote"].done()
+    answer.set_result(Score(torch.ones(2)))
+    assert futures["remote"].result().reward.tolist() == [1, 1]
 
 
 def test_image_is_valid_where_every_scorer_could_score_it(monkeypatch):

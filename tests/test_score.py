@@ -1,3 +1,5 @@
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -152,3 +154,36 @@ def test_a_transparent_picture_is_laid_on_white():
 def test_what_is_no_batch_of_pictures_is_refused(pictures, message):
     with pytest.raises(ValueError, match=message):
         to_images(pictures)
+
+
+def test_levels_of_the_same_images_are_made_once_and_of_changed_ones_anew():
+    images = torch.rand(2, 3, 4, 5)
+    levels = to_uint8(images)
+    assert to_uint8(images) is levels
+    with pytest.raises(ValueError, match="read-only"):
+        levels[0] = 0
+    assert np.array_equal(to_uint8(images.clone()), levels)
+    images.zero_()
+    assert not to_uint8(images).any() and levels.any()
+
+
+def test_levels_live_no_longer_than_their_images():
+    images = torch.rand(2, 3, 4, 5)
+    levels = weakref.ref(to_uint8(images))
+    assert levels() is not None
+    del images
+    assert levels() is None
+
+
+def test_images_of_inference_mode_have_levels_too():
+    with torch.inference_mode():
+        images = torch.rand(2, 3, 4, 5)
+        before = to_uint8(images)
+        images.zero_()
+        assert before.any() and not to_uint8(images).any()
+
+
+@pytest.mark.parametrize("neutral", [-0.1, 1.5, float("nan")])
+def test_a_neutral_outside_of_a_maps_range_is_refused(neutral):
+    with pytest.raises(ValueError, match="neutral must lie in"):
+        Score(torch.zeros(2), torch.rand(2, 4, 4), "reward", neutral=neutral)

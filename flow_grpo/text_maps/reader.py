@@ -7,14 +7,14 @@ import logging
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
+from ..futures import all_of, done, then
 from ..score import to_uint8
 from .engine import OcrEngine, TextLine, make_engine
 from .process import EngineLost, EngineProcess
@@ -28,12 +28,12 @@ Outcome = list[TextLine] | Exception
 class Reader(Protocol):
     """Reads batches. Safe to use from several threads; a context manager that closes itself."""
 
-    def submit(self, images: Tensor) -> Callable[[], list[list[TextLine] | None]]:
+    def submit(self, images: Tensor) -> Future[list[list[TextLine] | None]]:
         """Begin to read images (B, 3, H, W), float in [0, 1], on any device; they are copied before this returns.
 
-        The function returned waits, and gives the lines of each image in order. An image on which the engine fails is read
-        once more; where that fails too it has None, and the cause is logged.
-        Raises RuntimeError, from the last cause, where no image of the batch could be read.
+        The future holds the lines of each image in order. An image on which the engine fails is read once more; where that
+        fails too it has None, and the cause is logged.
+        It raises RuntimeError, from the last cause, where no image of the batch could be read.
         """
 
     def close(self) -> None:
@@ -68,20 +68,15 @@ def make_reader(
 
 
 class SerialReader(Reader):
-    """Reads in this process, one image at a time, when the result is asked for."""
+    """Reads in this process, one image at a time, before `submit` returns."""
 
     def __init__(self, engine: OcrEngine):
         self._engine = engine
         self._lock = threading.Lock()  # not every engine may be shared by threads
 
-    def submit(self, images: Tensor) -> Callable[[], list[list[TextLine] | None]]:
-        levels = to_uint8(images)
-
-        def lines() -> list[list[TextLine] | None]:
-            with self._lock:
-                return lines_of([read_twice(self._engine, image) for image in levels])
-
-        return lines
+    def submit(self, images: Tensor) -> Future[list[list[TextLine] | None]]:
+        with self._lock:
+            return then(done([read_twice(self._engine, image) for image in to_uint8(images)]), lines_of)
 
 
 class PooledReader(Reader):
@@ -96,7 +91,7 @@ class PooledReader(Reader):
         # also where the reader is forgotten, and at the interpreter's exit
         self._finalizer = weakref.finalize(self, _stop, processes, self._tasks, self._lock)
 
-    def submit(self, images: Tensor) -> Callable[[], list[list[TextLine] | None]]:
+    def submit(self, images: Tensor) -> Future[list[list[TextLine] | None]]:
         levels = to_uint8(images)
         futures = [Future() for _ in levels]
         with self._lock:
@@ -104,10 +99,10 @@ class PooledReader(Reader):
                 raise RuntimeError("the reader is closed; make another")
             for task in zip(levels, futures, strict=True):
                 self._tasks.put(task)
-        return partial(self._lines, futures)  # holds the reader until it is read
+        return then(all_of(futures), self._lines)  # which holds the reader until the batch is read
 
-    def _lines(self, futures: Sequence[Future]) -> list[list[TextLine] | None]:
-        return lines_of([future.result() for future in futures])
+    def _lines(self, outcomes: Sequence[Outcome]) -> list[list[TextLine] | None]:
+        return lines_of(outcomes)
 
     def close(self) -> None:
         self._finalizer()
@@ -120,13 +115,12 @@ def _feed(process: EngineProcess, tasks: queue.SimpleQueue, lock: threading.Lock
     fails what waits, and tries again.
     """
     while True:
-        task = None
+        task = None  # the last one leads to the reader, which would live as long as this thread waits
         try:
             process.prepare()  # before an image is taken, which another could read meanwhile
             if (task := tasks.get()) is None:
                 return
-            image, future = task
-            future.set_result(read_twice(process, image))
+            task[1].set_result(read_twice(process, task[0]))
         except EngineLost as error:
             with lock:  # `_stop` closes the process before it puts the end, and puts that under the lock
                 leaves = not process.closed and others.acquire(blocking=False)

@@ -10,7 +10,7 @@ import ml_collections
 import torch
 
 from config.validation import Geometry
-from flow_grpo.rewards import MultiScore, multi_score
+from flow_grpo.rewards import WeightedScorers, make_scorers
 from flow_grpo.training import checkpoint
 from flow_grpo.training.credit import CreditRule, assign_credit
 from flow_grpo.training.data import GroupSampler, load_metadata, load_prompts
@@ -39,7 +39,7 @@ class Parts:
     sampler: GroupSampler
     eval_prompts: list[str]
     eval_metadata: list[dict[str, Any]]
-    score_fn: MultiScore
+    scorers: WeightedScorers
     credit: Callable[[Scored, list[float], int], tuple[Credit, dict[str, float]]]
     policy: Policy
     token_grid: tuple[int, int] | None
@@ -60,8 +60,8 @@ def build(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Di
     eval_metadata = load_metadata(config.dataset, "test")[: len(eval_prompts)]
     resume_path = _resume_path(config, distributed)
     # The scorers come before the weights: a missing engine should not cost a download.
-    score_fn = multi_score(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict())
-    _try_scorers(score_fn, config, sampler, distributed.device)
+    scorers = make_scorers(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict())
+    _try_scorers(scorers, config, sampler, distributed.device)
     policy = _policy(config, distributed.device)
     optimizer = torch.optim.AdamW(
         policy.trainable_parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
@@ -77,7 +77,7 @@ def build(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Di
         sampler=sampler,
         eval_prompts=eval_prompts,
         eval_metadata=eval_metadata,
-        score_fn=score_fn,
+        scorers=scorers,
         credit=partial(
             assign_credit,
             rewards=config.rewards.to_dict(),
@@ -137,23 +137,23 @@ def _policy(config: ml_collections.ConfigDict, device: torch.device) -> Policy:
 
 
 def _try_scorers(
-    score_fn: MultiScore, config: ml_collections.ConfigDict, sampler: GroupSampler, device: torch.device
+    scorers: WeightedScorers, config: ml_collections.ConfigDict, sampler: GroupSampler, device: torch.device
 ) -> None:
     """Score one grey image, so that what fails at every image, or gives no map to weigh by, fails now."""
     grey = torch.full((1, 3, config.resolution, config.resolution), 0.5, device=device)
-    _, extras = score_fn(grey, sampler.prompts[:1], sampler.metadata[:1])
+    scores = scorers(grey, sampler.prompts[:1], sampler.metadata[:1])
     needs = {
         "advantage.mode": (config.advantage.mode, "scalar"),
         "train.spatial_kl": (config.train.spatial_kl, 0.0),
     }
-    importance = [name for name, entry in extras["maps"].items() if entry["map_kind"] == "importance"]
+    importance = [name for name, score in scores.items() if score.map_kind == "importance"]
     if importance and config.advantage.mode == "residual":
         raise ValueError(
             f"advantage.mode=residual compares how good a place is, which the maps of {', '.join(importance)} do not "
             "say; set --config.advantage.mode=weight"
         )
     for field, (value, without) in needs.items():
-        if not extras["maps"] and value != without:
+        if value != without and all(score.map_kind is None for score in scores.values()):
             raise ValueError(
                 f"{field}={value} needs a reward map, and none of {', '.join(config.rewards)} has one; "
                 f"set --config.{field}={without}"

@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
-from flow_grpo.rewards import MultiScore
+from flow_grpo.rewards import WeightedScorers
 from flow_grpo.training.distributed import Distributed
-from flow_grpo.training.image_signals import image_signals
 from flow_grpo.training.policies.base import Policy
 from flow_grpo.training.rollout import SDE, rollout
-from flow_grpo.training.samples import RecordingScore, Sample
+from flow_grpo.training.samples import Sample
+from flow_grpo.training.scoring import PendingScores, gather
 from flow_grpo.training.seeds import sample_seed
 
 
@@ -26,7 +27,7 @@ def evaluate(
     policy: Policy,
     prompts: list[str],
     metadata: list[dict[str, Any]],
-    score_fn: MultiScore,
+    scorers: WeightedScorers,
     sde: SDE,
     batch_size: int,
     seed: int,
@@ -39,9 +40,10 @@ def evaluate(
     """
     own = list(range(distributed.rank, len(prompts), distributed.num_processes))
     most = -(-len(prompts) // distributed.num_processes)  # that any process has
-    recording = RecordingScore(score_fn, num_samples if distributed.is_main else 0)
-    pending = []
+    pending = PendingScores(scorers, num_shown=num_samples if distributed.is_main else 0)
     for start in tqdm(range(0, most, batch_size), desc="evaluation", leave=False, disable=not distributed.is_main):
+        if distributed.any(pending.failure is not None):
+            break
         indices = own[start : start + batch_size]
         # Filled up, and sampled by a process that has none left, too: another size would be compiled anew, and where the
         # weights lie in parts every process gives its own.
@@ -49,25 +51,21 @@ def evaluate(
         images = rollout(
             policy, [prompts[i] for i in filled], [sample_seed(seed, i) for i in filled], sde, num_kept=0
         ).images
-        if not indices:
-            continue
-        images = images[: len(indices)]
-        scores = recording.submit(images, [prompts[i] for i in indices], [metadata[i] for i in indices])
-        signals = {f"signal/{name}": values for name, values in image_signals(images).items()}
-        pending.append((scores, signals))
-    rows = []
-    for scores, signals in pending:
-        details, extras = scores()
-        measured = {"reward": details["avg"], "valid": extras["valid"], **extras["details"], **signals}
-        if len(details) > 2:  # each of several rewards by itself; one alone is "reward"
-            measured |= {name: values for name, values in details.items() if name != "avg"}
-        columns = {name: values.tolist() for name, values in measured.items()}
-        rows += [dict(zip(columns, row)) for row in zip(*columns.values(), strict=True)]
-    # Gathered row by row: no prompt is padded in and counted twice, however unevenly they fall.
-    every = [row for process_rows in distributed.gather_objects(rows) for row in process_rows]
-    valid = [row for row in every if row["valid"]]
-    if not valid:
-        raise RuntimeError(f"none of the {len(every)} images of an evaluation could be scored; the log has each cause")
-    metrics = {f"eval/{name}": sum(row[name] for row in valid) / len(valid) for name in every[0] if name != "valid"}
-    metrics["eval/invalid_share"] = 1 - len(valid) / len(every)
-    return Evaluation(metrics, recording.samples)
+        if indices:
+            told = [prompts[i] for i in indices], [metadata[i] for i in indices]
+            pending.submit(images[: len(indices)], *told, torch.tensor(indices))
+    scored = pending.collect()
+    if error := pending.error(distributed):
+        raise error
+    # Joined as they are: no prompt is padded in and counted twice, however unevenly they fall.
+    scored = gather(scored, distributed)
+    if not scored.valid.any():
+        raise RuntimeError(
+            f"none of the {len(scored.valid)} images of an evaluation could be scored; the log has each cause"
+        )
+    measured = {"reward": scored.rewards} | scored.details
+    if len(scorers.weights) == 1:  # one reward alone is "reward", but for its weight
+        del measured[next(iter(scorers.weights))]
+    metrics = {f"eval/{name}": float(values[scored.valid].double().nanmean()) for name, values in measured.items()}
+    metrics["eval/invalid_share"] = float((~scored.valid).double().mean())
+    return Evaluation(metrics, pending.samples)

@@ -7,16 +7,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenMap:
-    """One reward's maps. values: (B, N). kind: "reward" or "importance". valid: (B,) bool."""
+    """One reward's maps.
+
+    values: (B, N). kind: "reward" or "importance". valid: (B,) bool. neutral: what a reward map holds where it has nothing
+    to say.
+    """
 
     values: Tensor
     kind: str
     valid: Tensor
+    neutral: float = 0.5
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Samples with their scores.
+    """Samples with their scores; nothing carries a gradient.
 
     rewards: (B,), the weighted sum. valid: (B,) bool, False where an image could not be scored and its numbers mean
     nothing. group_ids: (B,), siblings share one. maps: by reward name, where it has one.

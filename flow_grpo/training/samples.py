@@ -1,17 +1,16 @@
 """Samples to look at: a few of the images that were scored, with their maps laid over them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from flow_grpo import map_overlay
 from flow_grpo.reward_map import resize
-from flow_grpo.rewards import MultiScore, Rewards
-from flow_grpo.score import to_uint8
+from flow_grpo.rewards import weighted_sum
+from flow_grpo.score import Score
 from flow_grpo.text_maps.targets import quoted_targets
 
 
@@ -48,48 +47,30 @@ class Sample:
         return " ".join(words)
 
 
-class RecordingScore:
-    """A MultiScore that keeps the first `num_samples` it is given, on the CPU: in `samples`, once they are scored."""
-
-    def __init__(self, score_fn: MultiScore, num_samples: int):
-        self._score_fn, self._num_left = score_fn, num_samples
-        self.samples: list[Sample] = []
-
-    def submit(
-        self, images: torch.Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
-    ) -> Callable[[], Rewards]:
-        """As `MultiScore.submit`."""
-        pending = self._score_fn.submit(images, prompts, metadata)
-        if not self._num_left:
-            return pending
-        kept = to_uint8(images[: self._num_left])
-        self._num_left -= len(kept)
-
-        def scored() -> Rewards:
-            details, extras = pending()
-            self.samples += [_sample(i, image, prompts[i], details, extras) for i, image in enumerate(kept)]
-            return details, extras
-
-        return scored
+def make_samples(
+    images: np.ndarray, prompts: Sequence[str], scores: Mapping[str, Score], weights: Mapping[str, float]
+) -> list[Sample]:
+    """The first images of a batch as samples. images: (K, H, W, 3) uint8. scores, of at least as many: by scorer."""
+    total, valid = weighted_sum(scores, weights)
+    return [
+        Sample(
+            prompt=prompts[i],
+            image=image,
+            reward=total[i].item() if valid[i] else None,
+            rewards={name: score.reward[i].item() if valid[i] else None for name, score in scores.items()},
+            overlays={name: _overlay(i, image, score) for name, score in scores.items() if score.map_kind is not None},
+        )
+        for i, image in enumerate(images)
+    ]
 
 
-def _sample(
-    index: int, image: np.ndarray, prompt: str, details: Mapping[str, torch.Tensor], extras: Mapping[str, Any]
-) -> Sample:
-    """One image of a batch that was scored."""
-    valid = extras["valid"][index]
-    rewards = {name: values[index].item() if valid else None for name, values in details.items()}
-    overlays = {name: _overlay(index, image, entry) for name, entry in extras["maps"].items()}
-    return Sample(prompt, image, rewards.pop("avg"), rewards, overlays)
-
-
-def _overlay(index: int, image: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray | None:
+def _overlay(index: int, image: np.ndarray, score: Score) -> np.ndarray | None:
     """One map of a batch over its image; None where it is not valid, since what it holds then is anything."""
-    if not entry["map_valid"][index]:
+    if not score.map_valid[index]:
         return None
     # a map may be smaller or larger than the image: all that training asks for is a multiple of the token grid
-    reward_map = resize(entry["reward_map"][index, None].detach(), image.shape[:2])[0]  # (H, W)
-    return map_overlay.overlay(image, reward_map.cpu().numpy(), map_kind=entry["map_kind"])
+    reward_map = resize(score.reward_map[index, None].detach(), image.shape[:2])[0]  # (H, W)
+    return map_overlay.overlay(image, reward_map.cpu().numpy(), map_kind=score.map_kind)
 
 
 def sheet(samples: Sequence[Sample], columns: int = 8) -> Image.Image:

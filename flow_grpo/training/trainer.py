@@ -15,7 +15,7 @@ from flow_grpo.training.evaluation import evaluate
 from flow_grpo.training.interrupt import StopRequest
 from flow_grpo.training.records import Credit, Scored
 from flow_grpo.training.rollout import SDE, draw_window, rollout
-from flow_grpo.training.samples import RecordingScore, Sample
+from flow_grpo.training.samples import Sample
 from flow_grpo.training.scoring import PendingScores, gather
 from flow_grpo.training.seeds import sample_seed
 from flow_grpo.training.tracking import NullTracker, RunTracker
@@ -100,8 +100,8 @@ class Trainer:
         """Roll out, score, update. None where a stop was asked for before the first update: nothing has changed then."""
         started = time.perf_counter()
         parts, sde, train = self.parts, self._sde(epoch), self.config.train
-        recording = RecordingScore(parts.score_fn, self._num_shown(epoch))
-        scores, trajectories, seconds = PendingScores(recording, parts.token_grid), [], {"sample": 0.0, "score": 0.0}
+        scores = PendingScores(parts.scorers, parts.token_grid, self._num_shown(epoch))
+        trajectories, seconds = [], {"sample": 0.0, "score": 0.0}
         batches = parts.sampler.epoch(epoch)
         for batch in tqdm(batches, desc=f"epoch {epoch}: rollout", leave=False, disable=not self.distributed.is_main):
             if self.distributed.any(stop.requested or scores.failure is not None):
@@ -119,18 +119,16 @@ class Trainer:
         begin = time.perf_counter()
         complete = len(trajectories) == len(batches)
         scored = scores.collect() if complete else None
-        if self.distributed.any(scores.failure is not None):
+        if error := scores.error(self.distributed):
             self._save(epoch)
-            raise scores.failure or RuntimeError(
-                "a scorer failed in another process of this run; the error stands there"
-            )
+            raise error
         if not complete:
             return None
         seconds["score"] += time.perf_counter() - begin
         begin = time.perf_counter()
         credit, metrics = self._credit(scored, trajectories[0].sigmas, epoch)
         seconds["advantage"] = time.perf_counter() - begin
-        self._log_rollout(recording.samples, credit, epoch)
+        self._log_rollout(scores.samples, credit, epoch)
         begin = time.perf_counter()
         metrics |= parts.updater.run(
             trajectories, credit, sde, parts.geometry.updates_per_epoch, title=f"epoch {epoch}: update"
@@ -174,7 +172,7 @@ class Trainer:
                 parts.policy,
                 parts.eval_prompts,
                 parts.eval_metadata,
-                parts.score_fn,
+                parts.scorers,
                 SDE(self.config.sample.eval_num_steps, noise_level=0.0),
                 parts.geometry.batch_size,
                 self.config.seed,

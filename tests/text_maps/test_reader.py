@@ -92,14 +92,14 @@ def run_script(tmp_path, code):
 @both_kinds
 def test_results_come_in_order(num_workers, tmp_path):
     with make_reader(MoodyEngine(tmp_path), num_workers) as reader:
-        assert texts(reader.submit(greys(*range(0, 250, 10)))()) == [str(level) for level in range(0, 250, 10)]
+        assert texts(reader.submit(greys(*range(0, 250, 10))).result()) == [str(level) for level in range(0, 250, 10)]
 
 
 @both_kinds
 def test_image_that_fails_once_is_read(num_workers, tmp_path):
     engine = MoodyEngine(tmp_path, {204: ["raise"]})
     with make_reader(engine, num_workers) as reader:
-        assert texts(reader.submit(greys(51, 204, 102))()) == ["51", "204", "102"]
+        assert texts(reader.submit(greys(51, 204, 102)).result()) == ["51", "204", "102"]
     assert engine.num_tries(204) == 2 and engine.num_tries(51) == engine.num_tries(102) == 1
 
 
@@ -107,7 +107,7 @@ def test_image_that_fails_once_is_read(num_workers, tmp_path):
 def test_image_that_fails_twice_is_none_and_logged(num_workers, tmp_path, caplog):
     engine = MoodyEngine(tmp_path, {204: ["raise", "raise"]})
     with make_reader(engine, num_workers) as reader, caplog.at_level(logging.WARNING):
-        assert texts(reader.submit(greys(51, 204, 102))()) == ["51", None, "102"]
+        assert texts(reader.submit(greys(51, 204, 102)).result()) == ["51", None, "102"]
     assert "image 1 of 3 could not be read: OSError: no mood for image_204" in caplog.text
     assert engine.num_tries(204) == 2
 
@@ -117,9 +117,9 @@ def test_batch_of_which_nothing_can_be_read_raises_its_cause(num_workers, tmp_pa
     moods = {1: ["raise", "raise"], 2: ["raise", "raise"]}
     with make_reader(MoodyEngine(tmp_path, moods), num_workers) as reader:
         with pytest.raises(RuntimeError, match="none of 2 images could be read") as caught:
-            reader.submit(greys(1, 2))()
+            reader.submit(greys(1, 2)).result()
         assert isinstance(caught.value.__cause__, OSError) and str(caught.value.__cause__) == "no mood for image_2"
-        assert texts(reader.submit(greys(1, 2))()) == ["1", "2"]  # and the reader still reads
+        assert texts(reader.submit(greys(1, 2)).result()) == ["1", "2"]  # and the reader still reads
 
 
 @both_kinds
@@ -128,27 +128,27 @@ def test_images_may_change_once_they_are_submitted(num_workers, tmp_path):
     with make_reader(MoodyEngine(tmp_path), num_workers) as reader:
         lines = reader.submit(images)
         images.zero_()
-        assert texts(lines()) == ["51", "204"]
+        assert texts(lines.result()) == ["51", "204"]
 
 
 def test_worker_that_dies_on_an_image_is_replaced_and_the_image_read_again(tmp_path):
     engine = MoodyEngine(tmp_path, {204: ["die"]})
     with make_reader(engine, num_workers=1) as reader:
-        assert texts(reader.submit(greys(51, 204, 102))()) == ["51", "204", "102"]
+        assert texts(reader.submit(greys(51, 204, 102)).result()) == ["51", "204", "102"]
     assert engine.num_tries(204) == 2
 
 
 def test_image_that_kills_its_worker_twice_is_none_and_costs_no_other(tmp_path, caplog):
     engine = MoodyEngine(tmp_path, {204: ["die", "die", "die"]})
     with make_reader(engine, num_workers=2) as reader, caplog.at_level(logging.WARNING):
-        assert texts(reader.submit(greys(51, 204, 102, 153))()) == ["51", None, "102", "153"]
+        assert texts(reader.submit(greys(51, 204, 102, 153)).result()) == ["51", None, "102", "153"]
     assert "image 1 of 4 could not be read: ProcessEnded: the OCR worker died (exit status -9)" in caplog.text
     assert engine.num_tries(204) == 2
 
 
 def test_worker_that_hangs_is_replaced(tmp_path):
     with make_reader(MoodyEngine(tmp_path, {204: ["hang"]}), num_workers=2, image_timeout=2.0) as reader:
-        assert texts(reader.submit(greys(51, 204, 102))()) == ["51", "204", "102"]
+        assert texts(reader.submit(greys(51, 204, 102)).result()) == ["51", "204", "102"]
 
 
 @pytest.mark.parametrize("side", [8, 512])
@@ -156,23 +156,23 @@ def test_worker_that_is_stopped_while_idle_costs_a_timeout(side, tmp_path):
     """Small images fit the socket's buffer; of large ones the sending itself waits for the worker."""
     before, images = worker_ids(), greys(51, 102).repeat(1, 1, side // 8, side // 8)
     with make_reader(MoodyEngine(tmp_path), num_workers=1, image_timeout=2.0) as reader:
-        reader.submit(images)()
+        reader.submit(images).result()
         (worker,) = worker_ids() - before
         os.kill(worker, signal.SIGSTOP)
-        assert texts(reader.submit(images)()) == ["51", "102"]
+        assert texts(reader.submit(images).result()) == ["51", "102"]
     assert not is_running(worker)
 
 
 def test_worker_that_is_stopped_in_its_work_costs_at_most_its_image(tmp_path):
     engine = MoodyEngine(tmp_path, {204: ["stop", "stop"]})
     with make_reader(engine, num_workers=2, image_timeout=2.0) as reader:
-        assert texts(reader.submit(greys(51, 204, 102))()) == ["51", None, "102"]
+        assert texts(reader.submit(greys(51, 204, 102)).result()) == ["51", None, "102"]
 
 
 def test_worker_that_is_stopped_in_the_middle_of_its_answer_costs_at_most_its_image(tmp_path):
     engine = MoodyEngine(tmp_path, {204: ["stop in the answer", "well"]})
     with make_reader(engine, num_workers=1, image_timeout=2.0) as reader:
-        assert texts(reader.submit(greys(51, 204, 102))()) == ["51", "204", "102"]
+        assert texts(reader.submit(greys(51, 204, 102)).result()) == ["51", "204", "102"]
 
 
 @pytest.mark.parametrize("mood", ["die", "stop"])
@@ -180,7 +180,7 @@ def test_worker_lost_while_it_is_built_costs_nothing(mood, tmp_path, monkeypatch
     monkeypatch.setattr(process, "REBUILD_TIMEOUT", 5.0)
     engine = MoodyEngine(tmp_path, build_moods=["well", mood, "well"])
     with make_reader(engine, num_workers=2) as reader:
-        assert texts(reader.submit(greys(51, 204, 102))()) == ["51", "204", "102"]
+        assert texts(reader.submit(greys(51, 204, 102)).result()) == ["51", "204", "102"]
         wait_until(lambda: len(engine.tries("build").read_bytes()) == 3)
 
 
@@ -188,23 +188,23 @@ def test_the_other_workers_go_on_without_one_that_cannot_be_replaced(tmp_path, c
     engine = MoodyEngine(tmp_path, {204: ["die"]}, build_moods=["well", "well", "raise"])
     with make_reader(engine, num_workers=2) as reader, caplog.at_level(logging.WARNING):
         wait_until(lambda: len(engine.tries("build").read_bytes()) == 2)
-        assert texts(reader.submit(greys(51, 204, 102))()) == ["51", "204", "102"]
+        assert texts(reader.submit(greys(51, 204, 102)).result()) == ["51", "204", "102"]
         assert "could not be replaced (OSError: no mood for build); the others go on without it" in caplog.text
-        assert texts(reader.submit(greys(51, 102))()) == ["51", "102"]
+        assert texts(reader.submit(greys(51, 102)).result()) == ["51", "102"]
 
 
 def test_worker_that_cannot_be_replaced_fails_the_batch_and_not_its_images(tmp_path):
     engine = MoodyEngine(tmp_path, {204: ["die"]}, build_moods=["well", "raise"])
     with make_reader(engine, num_workers=1) as reader:
         with pytest.raises(RuntimeError, match="could not be replaced") as caught:
-            reader.submit(greys(51, 204, 102))()
+            reader.submit(greys(51, 204, 102)).result()
         assert str(caught.value.__cause__) == "no mood for build"
-        assert texts(reader.submit(greys(51, 204, 102))()) == ["51", "204", "102"]  # the third build goes well
+        assert texts(reader.submit(greys(51, 204, 102)).result()) == ["51", "204", "102"]  # the third build goes well
 
 
 def test_pool_reads_exactly_what_the_serial_reader_reads(pool, serial, words):
     images = torch.cat([words, words.flip(2), torch.ones(1, 3, 64, 64)])  # upside down too, and one without text
-    alone, pooled = serial.submit(images)(), pool.submit(images)()
+    alone, pooled = serial.submit(images).result(), pool.submit(images).result()
     assert texts(pooled)[:8] == WORDS and pooled[-1] == []
     assert [len(lines) for lines in pooled] == [len(lines) for lines in alone]
     for line, reference in zip(sum(pooled, []), sum(alone, []), strict=True):
@@ -217,7 +217,7 @@ def test_threads_may_submit_and_wait_in_any_order(pool, words):
 
     def read_two_batches(number):
         first, second = pool.submit(words.roll(number, 0)), pool.submit(words.roll(-number, 0))
-        results[-number], results[number] = texts(second()), texts(first())
+        results[-number], results[number] = texts(second.result()), texts(first.result())
 
     threads = [threading.Thread(target=read_two_batches, args=(number,)) for number in (1, 2, 3)]
     for thread in threads:
@@ -230,10 +230,10 @@ def test_threads_may_submit_and_wait_in_any_order(pool, words):
 def test_batch_survives_the_killing_of_a_worker(pool, words):
     before = worker_ids()
     first, rest = pool.submit(words), pool.submit(words.repeat(3, 1, 1, 1))
-    first()  # the workers are now at the rest
+    first.result()  # the workers are now at the rest
     os.kill(min(before), signal.SIGKILL)
-    assert texts(rest()) == WORDS * 3
-    assert texts(pool.submit(words)()) == WORDS
+    assert texts(rest.result()) == WORDS * 3
+    assert texts(pool.submit(words).result()) == WORDS
     assert len(before) == len(worker_ids()) == 2 and len(before & worker_ids()) == 1
 
 
@@ -251,7 +251,7 @@ def test_closed_reader_fails_what_waits_and_leaves_no_process(tmp_path):
     reader.close()
     for lines in waiting:
         with pytest.raises(RuntimeError):
-            lines()
+            lines.result()
     with pytest.raises(RuntimeError, match="closed"):
         reader.submit(greys(1))
     assert len(started) == 2 and not any(map(is_running, started))
@@ -262,7 +262,7 @@ def test_forgotten_reader_ends_its_workers_but_not_before_its_results_are_read(t
     lines = make_reader(MoodyEngine(tmp_path), num_workers=1).submit(greys(51, 204))
     (worker,) = worker_ids() - before
     gc.collect()
-    assert texts(lines()) == ["51", "204"]
+    assert texts(lines.result()) == ["51", "204"]
     del lines
     gc.collect()
     assert not is_running(worker)
@@ -298,7 +298,7 @@ def test_workers_end_with_a_parent_that_is_killed_even_while_they_read(tmp_path)
         f"reader = make_reader(MoodyEngine({str(tmp_path)!r}, {{51: ['hang'] * 9}}), num_workers=2)\n"
         "lines = reader.submit(greys(51))\n"  # one hangs, one idles
         "print('submitted', flush=True)\n"
-        "lines()\n",
+        "lines.result()\n",
     )
     assert script.stdout.readline() == "submitted\n"
     wait_until((tmp_path / "image_51").exists)
@@ -314,12 +314,12 @@ def test_interrupt_reaches_the_caller_and_not_the_workers(tmp_path):
     script = run_script(
         tmp_path,
         f"reader = make_reader(MoodyEngine({str(tmp_path)!r}), num_workers=2)\n"
-        "reader.submit(greys(1, 2, 3, 4))()\n"
+        "reader.submit(greys(1, 2, 3, 4)).result()\n"
         "try:\n"
         "    os.killpg(0, signal.SIGINT)\n"
         "    signal.pause()\n"
         "except KeyboardInterrupt:\n"
-        "    print(texts(reader.submit(greys(5, 6))()))\n"
+        "    print(texts(reader.submit(greys(5, 6)).result()))\n"
         f"unread = make_reader(MoodyEngine({str(tmp_path)!r}, {{7: ['hang']}}), num_workers=1).submit(greys(7, 8))\n",
     )
     assert script.communicate() == ("['5', '6']\n", "") and script.returncode == 0  # nor does exit wait for what hangs

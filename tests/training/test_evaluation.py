@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flow_grpo.rewards import MultiScore, multi_score
+from flow_grpo.rewards import WeightedScorers, make_scorers
 from flow_grpo.score import Score
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.evaluation import evaluate
@@ -15,16 +15,16 @@ METADATA = [{"number": number} for number in range(len(HELD_OUT))]
 
 
 @pytest.fixture(scope="module")
-def score_fn():
-    return multi_score("cpu", {REWARD: 1.0})
+def scorers():
+    return make_scorers("cpu", {REWARD: 1.0})
 
 
-def run(policy, score_fn, batch_size=2, **options):
+def run(policy, scorers, batch_size=2, **options):
     return evaluate(
         policy,
         HELD_OUT,
         METADATA,
-        score_fn,
+        scorers,
         SDE(3, noise_level=0.0),
         batch_size,
         seed=1,
@@ -33,7 +33,7 @@ def run(policy, score_fn, batch_size=2, **options):
     )
 
 
-def test_each_prompt_is_scored_once_though_the_last_batch_is_short(policy, score_fn):
+def test_each_prompt_is_scored_once_though_the_last_batch_is_short(policy, scorers):
     asked, told = [], []
 
     def listening(images, prompts, metadata=None):
@@ -42,13 +42,13 @@ def test_each_prompt_is_scored_once_though_the_last_batch_is_short(policy, score
         assert len(images) == len(prompts)
         return Score(images.mean(dim=(1, 2, 3)))
 
-    evaluation = run(policy, MultiScore({"listening": listening}, {"listening": 1.0}))
+    evaluation = run(policy, WeightedScorers({"listening": listening}, {"listening": 1.0}))
     assert asked == HELD_OUT and told == METADATA
     assert len(evaluation.samples) == 5
 
 
-def test_metrics_are_means_over_the_prompts(policy, score_fn):
-    evaluation = run(policy, score_fn)
+def test_metrics_are_means_over_the_prompts(policy, scorers):
+    evaluation = run(policy, scorers)
     rewards = [sample.reward for sample in evaluation.samples]
     assert evaluation.metrics["eval/reward"] == pytest.approx(sum(rewards) / 5)
     names = ("reward", "invalid_share", f"{REWARD}/contrast", "signal/edge_density", "signal/colour_entropy")
@@ -63,7 +63,7 @@ def test_an_image_that_could_not_be_scored_is_counted_and_no_part_of_the_mean(po
         bad = torch.tensor([HELD_OUT[1] == prompt for prompt in prompts])
         return Score(torch.where(bad, 0.0, images.mean(dim=(1, 2, 3))), valid=~bad)
 
-    evaluation = run(policy, MultiScore({"own": scorer}, {"own": 1.0}))
+    evaluation = run(policy, WeightedScorers({"own": scorer}, {"own": 1.0}))
     rewards = [sample.reward for sample in evaluation.samples]
     assert rewards.pop(1) is None
     assert evaluation.metrics["eval/reward"] == pytest.approx(sum(rewards) / 4)
@@ -77,7 +77,7 @@ def test_each_of_several_rewards_is_reported_by_itself(policy):
     def darkness(images, prompts, metadata=None):
         return Score(1 - images.mean(dim=(1, 2, 3)))
 
-    metrics = run(policy, MultiScore({"a": brightness, "b": darkness}, {"a": 2.0, "b": 1.0})).metrics
+    metrics = run(policy, WeightedScorers({"a": brightness, "b": darkness}, {"a": 2.0, "b": 1.0})).metrics
     assert metrics["eval/a"] + metrics["eval/b"] == pytest.approx(1)
     assert metrics["eval/reward"] == pytest.approx(2 * metrics["eval/a"] + metrics["eval/b"])
 
@@ -87,30 +87,30 @@ def test_an_evaluation_without_any_scored_image_is_an_error(policy):
         return Score(torch.zeros(len(images)), valid=torch.zeros(len(images), dtype=torch.bool))
 
     with pytest.raises(RuntimeError, match="none of the 5 images"):
-        run(policy, MultiScore({"own": scorer}, {"own": 1.0}))
+        run(policy, WeightedScorers({"own": scorer}, {"own": 1.0}))
 
 
-def test_an_evaluation_repeats_exactly(policy, score_fn):
-    assert run(policy, score_fn).metrics == run(policy, score_fn).metrics
+def test_an_evaluation_repeats_exactly(policy, scorers):
+    assert run(policy, scorers).metrics == run(policy, scorers).metrics
 
 
-def test_the_batch_size_changes_nothing(policy, score_fn):
-    one, other = run(policy, score_fn, batch_size=1), run(policy, score_fn, batch_size=5)
+def test_the_batch_size_changes_nothing(policy, scorers):
+    one, other = run(policy, scorers, batch_size=1), run(policy, scorers, batch_size=5)
     # another batch size takes other matrix kernels, whose fp32 rounding the steps carry on
     assert one.metrics["eval/reward"] == pytest.approx(other.metrics["eval/reward"], abs=1e-4)
 
 
-def test_evaluation_leaves_the_random_states_and_later_rollouts_alone(policy, score_fn, prompts):
+def test_evaluation_leaves_the_random_states_and_later_rollouts_alone(policy, scorers, prompts):
     before = rollout(policy, prompts, [1, 2], SDE(3, 0.7), 2)
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    run(policy, score_fn)
+    run(policy, scorers)
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(rollout(policy, prompts, [1, 2], SDE(3, 0.7), 2).images, before.images)
 
 
-def test_no_more_samples_are_kept_than_asked_for(policy, score_fn):
-    evaluation = run(policy, score_fn, batch_size=2, num_samples=3)
+def test_no_more_samples_are_kept_than_asked_for(policy, scorers):
+    evaluation = run(policy, scorers, batch_size=2, num_samples=3)
     assert [sample.prompt for sample in evaluation.samples] == HELD_OUT[:3]
-    assert evaluation.metrics == run(policy, score_fn, batch_size=2).metrics
+    assert evaluation.metrics == run(policy, scorers, batch_size=2).metrics

@@ -1,13 +1,12 @@
-"""Samples to look at: kept beside the scoring without changing it, as rows of a table and on a sheet."""
+"""Samples to look at: images with their scores, as rows of a table and on a sheet."""
 
 import numpy as np
 import pytest
 import torch
 
 from flow_grpo.map_overlay import overlay
-from flow_grpo.rewards import MultiScore
 from flow_grpo.score import Score, to_uint8
-from flow_grpo.training.samples import RecordingScore, Sample, sheet
+from flow_grpo.training.samples import Sample, make_samples, sheet
 
 
 def grey_map(images, prompts, metadata=None):
@@ -22,9 +21,10 @@ def darkness(images, prompts, metadata=None):
     return Score(1 - images.mean(dim=(1, 2, 3)), valid=valid)
 
 
-@pytest.fixture
-def score_fn():
-    return MultiScore({"grey": grey_map, "dark": darkness}, {"grey": 2.0, "dark": 1.0})
+def samples_of(images, prompts):
+    """The samples of a batch, all of it, by two scorers."""
+    scores = {"grey": grey_map(images, prompts), "dark": darkness(images, prompts)}
+    return make_samples(to_uint8(images), prompts, scores, {"grey": 2.0, "dark": 1.0})
 
 
 def some_images(batch, seed=0):
@@ -39,49 +39,12 @@ def sample(prompt='a sign that says "HUT"', reward=0.5, overlays=None, **changes
     return Sample(prompt, solid(40), reward, {"own": reward}, overlays or {}, **changes)
 
 
-# Keeping
+# Making
 
 
-def test_the_first_samples_are_kept_over_batches_in_order(score_fn):
-    images, prompts = some_images(4), ["a", "b", "c", "d"]
-    recording = RecordingScore(score_fn, 3)
-    pending = [recording.submit(images[i : i + 2], prompts[i : i + 2]) for i in (0, 2)]
-    assert recording.samples == []
-    for scored in pending:
-        scored()
-    assert [kept.prompt for kept in recording.samples] == ["a", "b", "c"]
-    assert np.array_equal(np.stack([kept.image for kept in recording.samples]), to_uint8(images[:3]))
-
-
-def test_recording_changes_no_score(score_fn):
-    images, prompts = some_images(3), ["a", "b", "c"]
-    details, extras = RecordingScore(score_fn, 2).submit(images, prompts, [{}] * 3)()
-    expected_details, expected_extras = score_fn(images, prompts)
-    assert details.keys() == expected_details.keys()
-    assert all(torch.equal(details[name], expected_details[name]) for name in details)
-    assert torch.equal(extras["maps"]["grey"]["reward_map"], expected_extras["maps"]["grey"]["reward_map"])
-
-
-@pytest.mark.parametrize("num_samples", [0, 2])
-def test_once_enough_are_kept_scores_pass_by_untouched(num_samples):
-    def answer():
-        pass
-
-    class Answering:
-        def submit(self, images, prompts, metadata=None):
-            return answer
-
-    recording = RecordingScore(Answering(), num_samples)
-    if num_samples:
-        recording.submit(some_images(num_samples), ["a"] * num_samples)
-    assert recording.submit(some_images(2), ["b", "c"]) is answer
-
-
-def test_a_sample_has_its_rewards_and_its_map_over_the_image(score_fn):
+def test_a_sample_has_its_rewards_and_its_map_over_the_image():
     images = some_images(1)
-    recording = RecordingScore(score_fn, 1)
-    recording.submit(images.requires_grad_(), ["a"])()
-    (kept,) = recording.samples
+    (kept,) = samples_of(images.requires_grad_(), ["a"])
     brightness = images.mean().item()
     assert kept.rewards == pytest.approx({"grey": brightness, "dark": 1 - brightness})
     assert kept.reward == pytest.approx(brightness + 1)  # 2 b + (1 - b)
@@ -101,18 +64,16 @@ def test_a_map_of_another_size_than_the_image_lies_over_all_of_it(size):
         return Score(torch.zeros(len(images)), maps.bfloat16(), "reward")
 
     images = some_images(2)
-    recording = RecordingScore(MultiScore({"halves": of_another_size}, {"halves": 1.0}), 2)
-    recording.submit(images, ["a", "b"])()
-    for kept, image in zip(recording.samples, to_uint8(images), strict=True):
+    scores = {"halves": of_another_size(images, ["a", "b"])}
+    samples = make_samples(to_uint8(images), ["a", "b"], scores, {"halves": 1.0})
+    for kept, image in zip(samples, to_uint8(images), strict=True):
         expected = overlay(image, halves(8, 8).numpy())
         away = [0, 1, 2, 5, 6, 7]  # a resize is smooth across the seam
         assert np.array_equal(kept.overlays["halves"][:, away], expected[:, away])
 
 
-def test_what_is_not_valid_is_left_out(score_fn):
-    recording = RecordingScore(score_fn, 3)
-    recording.submit(some_images(3), ["a", "b", "unreadable"])()
-    without_map, unscored = recording.samples[1:]
+def test_what_is_not_valid_is_left_out():
+    without_map, unscored = samples_of(some_images(3), ["a", "b", "unreadable"])[1:]
     assert without_map.overlays == {"grey": None} and without_map.reward is not None
     assert unscored.reward is None and unscored.rewards == {"grey": None, "dark": None}
 

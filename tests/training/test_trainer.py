@@ -1,12 +1,15 @@
 """Whole runs on the tiny pipeline: what they leave, and how an epoch's samples reach their scorers and the update."""
 
 import json
+from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 from tiny_run import REWARD, logged_tables, rollout_rows, state_of
 
+from flow_grpo.futures import then
 from flow_grpo.training.advantages import group_advantages
 from flow_grpo.training.checkpoint import list_checkpoints
 from flow_grpo.training.distributed import Distributed
@@ -117,7 +120,7 @@ def test_an_evaluation_is_of_the_averaged_weights(finished_run, make_policy):
             policy,
             trainer.parts.eval_prompts,
             trainer.parts.eval_metadata,
-            trainer.parts.score_fn,
+            trainer.parts.scorers,
             SDE(trainer.config.sample.eval_num_steps, noise_level=0.0),
             trainer.parts.geometry.batch_size,
             trainer.config.seed,
@@ -140,13 +143,13 @@ def test_an_evaluation_is_of_the_averaged_weights(finished_run, make_policy):
 def test_every_epoch_draws_its_own_prompts(make_trainer, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     trainer = make_trainer(tmp_path, num_epochs=2, eval_every=0)
-    submit, drawn = trainer.parts.score_fn.submit, []
+    submit, drawn = trainer.parts.scorers.submit, []
 
     def listening(images, prompts, metadata):
         drawn.append(list(prompts))
         return submit(images, prompts, metadata)
 
-    trainer.parts.score_fn.submit = listening
+    trainer.parts.scorers.submit = listening
     trainer.train()
     assert drawn == [batch.prompts for epoch in (0, 1) for batch in trainer.parts.sampler.epoch(epoch)]
     assert len({prompt for batch in drawn for prompt in batch}) == 4
@@ -157,13 +160,13 @@ def test_metadata_of_a_prompt_reaches_its_images_scorer(make_trainer, tmp_path):
         lines = [json.dumps({"prompt": f"a red circle {i}", "metadata": {"number": i}}) for i in range(4)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
     trainer = make_trainer(tmp_path / "run", num_epochs=1, dataset=str(tmp_path), num_eval_prompts=2)
-    submit, told = trainer.parts.score_fn.submit, []
+    submit, told = trainer.parts.scorers.submit, []
 
     def listening(images, prompts, metadata):
         told.extend(zip(prompts, metadata, strict=True))
         return submit(images, prompts, metadata)
 
-    trainer.parts.score_fn.submit = listening
+    trainer.parts.scorers.submit = listening
     trainer.train()
     assert len(told) == 2 + 8 + 2  # an evaluation, two batches of four, an evaluation
     assert all(prompt == f"a red circle {metadata['number']}" for prompt, metadata in told)
@@ -171,39 +174,49 @@ def test_metadata_of_a_prompt_reaches_its_images_scorer(make_trainer, tmp_path):
 
 def test_images_that_could_not_be_scored_get_no_advantage_and_are_counted(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path, num_epochs=1, eval_every=0)
-    submit, credit, spread = trainer.parts.score_fn.submit, trainer.parts.credit, []
+    submit, credit, spread = trainer.parts.scorers.submit, trainer.parts.credit, []
+
+    def lost(score):
+        rest = torch.arange(len(score.reward)) > 0
+        reward = torch.where(rest, score.reward, 1e6)  # would drown all others, if it counted
+        return replace(score, reward=reward, valid=rest, map_valid=rest)
 
     def losing_the_first(*arguments):
-        details, extras = submit(*arguments)()
-        extras["valid"][0] = False
-        details["avg"][0] = 1e6  # would drown all others, if it counted
-        return lambda: (details, extras)
+        return {name: then(future, lost) for name, future in submit(*arguments).items()}
 
     def listening(*arguments):
         spread.append(credit(*arguments))
         return spread[-1]
 
-    trainer.parts.score_fn.submit, trainer.parts.credit = losing_the_first, listening
+    trainer.parts.scorers.submit, trainer.parts.credit = losing_the_first, listening
     trainer.train()
     ((earned, _),) = spread
     per_step = earned.advantages  # (S, B, N), two batches
-    lost = torch.zeros(per_step.shape[1], dtype=torch.bool)
-    lost[[0, trainer.parts.geometry.batch_size]] = True
-    assert (per_step[:, lost] == 0).all() and (per_step[:, ~lost] != 0).any()
+    first = torch.zeros(per_step.shape[1], dtype=torch.bool)
+    first[[0, trainer.parts.geometry.batch_size]] = True
+    assert (per_step[:, first] == 0).all() and (per_step[:, ~first] != 0).any()
     row = read_metrics(tmp_path)[0]
-    assert row["rollout/invalid_share"] == lost.float().mean() and row["rollout/reward_mean"] < 1
+    assert row["rollout/invalid_share"] == first.float().mean() and row["rollout/reward_mean"] < 1
 
 
 def test_sampling_goes_on_while_scorers_work(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path, num_epochs=1, eval_every=0)
-    submit, events = trainer.parts.score_fn.submit, []
+    submit, events = trainer.parts.scorers.submit, []
+
+    class Listening(Future):
+        def result(self, timeout=None):
+            events.append("waited")
+            return super().result(timeout)
 
     def listening(*arguments):
-        pending = submit(*arguments)
         events.append("submitted")
-        return lambda: events.append("waited") or pending()
+        futures = {}
+        for name, future in submit(*arguments).items():
+            futures[name] = Listening()
+            futures[name].set_result(future.result())
+        return futures
 
-    trainer.parts.score_fn.submit = listening
+    trainer.parts.scorers.submit = listening
     trainer.train()
     assert events == ["submitted"] * 2 + ["waited"] * 2
 

@@ -25,7 +25,7 @@ def differences(one, other):
 
 def stop_at_score(trainer, number):
     """A SIGTERM to this very process after the number-th batch is scored."""
-    submit, count = trainer.parts.score_fn.submit, 0
+    submit, count = trainer.parts.scorers.submit, 0
 
     def stopping(*arguments):
         nonlocal count
@@ -34,7 +34,7 @@ def stop_at_score(trainer, number):
             signal.raise_signal(signal.SIGTERM)
         return submit(*arguments)
 
-    trainer.parts.score_fn.submit = stopping
+    trainer.parts.scorers.submit = stopping
 
 
 # Scored in the tiny run: one evaluation batch, then two batches in epoch 0, two in epoch 1, an evaluation, ...
@@ -110,7 +110,7 @@ def test_sigterm_to_a_real_run_saves_and_exits_cleanly_and_latest_goes_on(tmp_pa
 
 def test_a_scorer_that_fails_in_an_evaluation_loses_nothing(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path, eval_every=2, save_every=100)
-    submit, count = trainer.parts.score_fn.submit, 0
+    submit, count = trainer.parts.scorers.submit, 0
 
     def failing(*arguments):
         nonlocal count
@@ -119,7 +119,7 @@ def test_a_scorer_that_fails_in_an_evaluation_loses_nothing(make_trainer, tmp_pa
             raise ConnectionError("the reward server has gone")
         return submit(*arguments)
 
-    trainer.parts.score_fn.submit = failing
+    trainer.parts.scorers.submit = failing
     with pytest.raises(ConnectionError):
         trainer.train()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-000002"]
@@ -127,7 +127,7 @@ def test_a_scorer_that_fails_in_an_evaluation_loses_nothing(make_trainer, tmp_pa
 
 def test_a_scorer_that_fails_ends_the_run_with_its_error_and_a_checkpoint(make_trainer, tmp_path):
     trainer = make_trainer(tmp_path, eval_every=0, save_every=100)
-    submit, count = trainer.parts.score_fn.submit, 0
+    submit, count = trainer.parts.scorers.submit, 0
 
     def failing(*arguments):
         nonlocal count
@@ -136,7 +136,7 @@ def test_a_scorer_that_fails_ends_the_run_with_its_error_and_a_checkpoint(make_t
             raise ConnectionError("the reward server has gone")
         return submit(*arguments)
 
-    trainer.parts.score_fn.submit = failing
+    trainer.parts.scorers.submit = failing
     with pytest.raises(ConnectionError, match="the reward server has gone"):
         trainer.train()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-000001"]

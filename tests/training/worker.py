@@ -10,7 +10,7 @@ import torch
 from tiny_run import get_config
 
 from config.validation import resolve
-from flow_grpo.rewards import MultiScore
+from flow_grpo.rewards import WeightedScorers
 from flow_grpo.training.build import build
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.evaluation import evaluate
@@ -37,11 +37,12 @@ def main(folder: Path, batch_size: int) -> None:
     scored, spread, metrics_of_credit, credit = [], [], [], parts.credit
     weights = [copied(parts.policy.lora_state())]
 
-    class ListeningScore(MultiScore):
+    class ListeningScorers(WeightedScorers):
         def submit(self, images, prompts, metadata=None):
-            details, extras = super().submit(images, prompts, metadata)()
-            scored.append((list(prompts), images, details["avg"]))
-            return lambda: (details, extras)
+            futures = super().submit(images, prompts, metadata)
+            (score,) = (future.result() for future in futures.values())
+            scored.append((list(prompts), images, score.reward))
+            return futures
 
     class WatchedUpdater(Updater):
         def run(self, trajectories, credit, *arguments, **options):
@@ -55,7 +56,7 @@ def main(folder: Path, batch_size: int) -> None:
         metrics_of_credit.append(metrics)
         return earned, metrics
 
-    parts.score_fn.__class__, parts.updater.__class__ = ListeningScore, WatchedUpdater
+    parts.scorers.__class__, parts.updater.__class__ = ListeningScorers, WatchedUpdater
     parts.credit = listening_credit
     Trainer(parts).train()
     in_training = [entry for entry in scored if parts.eval_prompts[0] not in entry[0]]
@@ -64,7 +65,7 @@ def main(folder: Path, batch_size: int) -> None:
     held_out = [prompt.replace("red", "blue") for prompt in in_training[0][0][:1]] * NUM_HELD_OUT
     held_out = [f"{prompt} {index}" for index, prompt in enumerate(held_out)]
     evaluation = evaluate(
-        *(parts.policy, held_out, [{}] * NUM_HELD_OUT, parts.score_fn, SDE(3, noise_level=0.0)),
+        *(parts.policy, held_out, [{}] * NUM_HELD_OUT, parts.scorers, SDE(3, noise_level=0.0)),
         *(batch_size, 1, parts.distributed),
     )
     torch.save(
