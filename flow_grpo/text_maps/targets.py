@@ -1,36 +1,18 @@
 """Which text a prompt asks for, and how near a recognised text comes to it."""
 
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-# Each pair of double quotes is taken as it stands. \" does not close a straight one while another quote follows that could,
-# and where a whole prompt was escaped, \" opens and \" closes.
-_DOUBLE_QUOTED = re.compile(
-    r'\\"((?:[^"\\]|\\(?!"))*)\\"|"((?:[^"\\]|\\"?)*)"|“([^“”]*)”|„([^„“”]*)[“”]|«([^«»]*)»|「([^「」]*)」|『([^『』]*)』'
-)
-# A single quote opens only before and closes only after a word ("dogs' bowl", "don't"), and not where it stands for left
-# out letters ("rock 'n' roll", "the '90s").
-_ELISION = r"(?!n['’]|(?:\d\ds|tis|twas|til|em|cause)\b(?!['’]))"
-_SINGLE_QUOTED = re.compile(rf"(?<!\w)'{_ELISION}(?=\S)(.+?)(?<=\S)'(?!\w)|(?<!\w)‘(?=\S)(.+?)(?<=\S)’(?!\w)")
+from .quotes import quoted_targets as quoted_targets  # part of what this file offers
+from .quotes import read_quotes
+
+# What is looked for in an image is a text, not a book: matching it stays a matter of milliseconds.
+MAX_PROMPT_LENGTH = 20_000
+MAX_TARGETS_LENGTH = 1_000
 
 Normalisation = Literal["flow_grpo", "unicode"]
 _TO_ASCII = str.maketrans(dict.fromkeys("‘’‚‛′", "'") | dict.fromkeys("“”„‟″«»", '"') | dict.fromkeys("‐‑‒–—−", "-"))
-
-
-def quoted_targets(prompt: str) -> list[str]:
-    r"""The quoted spans of a prompt, in order, stripped, blank ones left out, and \" inside them as a plain ".
-
-    Quotes are "...", “...”, „...“, „...”, «...», 「...」 and 『...』; only a prompt without any of those is searched for '...'
-    and ‘...’, so that an apostrophe never opens a target.
-    """
-    for quotes in (_DOUBLE_QUOTED, _SINGLE_QUOTED):
-        spans = [next(group for group in match.groups() if group is not None) for match in quotes.finditer(prompt)]
-        targets = [span.replace('\\"', '"').strip() for span in spans if span.strip()]
-        if targets:
-            return targets
-    return []
 
 
 def prompt_targets(
@@ -38,26 +20,49 @@ def prompt_targets(
 ) -> list[str]:
     """The texts an image of this prompt must show, as written: metadata["targets"] where given, else what it quotes.
 
-    Raises ValueError where there is none, or where one is blank or empty once normalised.
+    Raises ValueError where there is none, where quotes cannot be paired, where a target is empty once normalised, and where
+    the prompt is longer than MAX_PROMPT_LENGTH characters or its targets, once normalised, than MAX_TARGETS_LENGTH together.
     """
+    if len(prompt) > MAX_PROMPT_LENGTH:
+        raise ValueError(
+            f"a prompt of {len(prompt)} characters is too long for an OCR reward: {shortened(prompt)}; "
+            f"give at most {MAX_PROMPT_LENGTH}"
+        )
     if metadata and "targets" in metadata:
         targets = metadata["targets"]
         if isinstance(targets, str) or not targets or not all(isinstance(t, str) and t.strip() for t in targets):
-            raise ValueError(f"metadata['targets'] must be a list of texts, got {targets!r} for the prompt {prompt!r}")
+            raise ValueError(
+                f"metadata['targets'] must be a list of texts, got {targets!r} for the prompt {shortened(prompt)}"
+            )
     else:
-        targets = quoted_targets(prompt)
+        targets, fault = read_quotes(prompt)
+        if fault:
+            raise ValueError(
+                f"the quotes of the prompt {shortened(prompt)} cannot be paired: {fault}; put each text that the image must "
+                "show in double quotes of its own, or give it as metadata {'targets': [...]}"
+            )
     if not targets:
         raise ValueError(
-            f"the prompt has no quoted text for an OCR reward to look for: {prompt!r}; "
+            f"the prompt has no quoted text for an OCR reward to look for: {shortened(prompt)}; "
             "put the text in double quotes, or give it as metadata {'targets': [...]}"
         )
-    for target in targets:
-        if not normalise(target, normalisation):
-            raise ValueError(
-                f"the target {target!r} of the prompt {prompt!r} is empty once normalised ({normalisation!r}); "
-                "give one that shows at least a character"
-            )
+    lengths = [len(normalise(target, normalisation)) for target in targets]
+    if 0 in lengths:
+        raise ValueError(
+            f"the target {targets[lengths.index(0)]!r} of the prompt {shortened(prompt)} is empty once normalised "
+            f"({normalisation!r}); give one that shows at least a character"
+        )
+    if sum(lengths) > MAX_TARGETS_LENGTH:
+        raise ValueError(
+            f"the prompt {shortened(prompt)} asks for {sum(lengths)} characters of text; ask for at most "
+            f"{MAX_TARGETS_LENGTH}, which is more than an image shows"
+        )
     return list(targets)
+
+
+def shortened(text: str) -> str:
+    """A text as a message quotes it."""
+    return repr(text if len(text) <= 200 else f"{text[:200]}...")
 
 
 def batch_targets(
@@ -70,21 +75,51 @@ def batch_targets(
     return [prompt_targets(*pair, normalisation) for pair in pairs]
 
 
+# Characters that take no ink, beside white space and Unicode's formatting and control characters (Cf, Cc).
+_INVISIBLE = frozenset(
+    chr(code)
+    for first, last in (
+        (0x034F, 0x034F),  # combining grapheme joiner
+        (0x115F, 0x1160),  # Hangul fillers, as are 3164 and FFA0
+        (0x17B4, 0x17B5),  # Khmer inherent vowels
+        (0x180B, 0x180F),  # Mongolian variation selectors
+        (0x2800, 0x2800),  # Braille blank
+        (0x3164, 0x3164),
+        (0xFE00, 0xFE0F),  # variation selectors
+        (0xFFA0, 0xFFA0),
+        (0xE0100, 0xE01EF),
+    )
+    for code in range(first, last + 1)
+)
+
+
 def normalise(text: str, normalisation: Normalisation = "flow_grpo") -> str:
     """Text as it is compared: what this leaves out or makes alike costs an image nothing.
 
-    "flow_grpo": without spaces, in lower case, as Flow-GRPO's OcrScorer does it.
-    "unicode": NFKC, case folded, typographic quotes and dashes as ASCII's, without any white space or invisible
-        formatting character. For prompts with curly apostrophes, full-width forms, or scripts other than Latin.
+    "flow_grpo": in lower case and without spaces, as Flow-GRPO's OcrScorer does it. What no image can show is left out too:
+        other white space, invisible characters, and whether an accent is a character of its own (NFC).
+    "unicode": besides, NFKC, case folded, typographic quotes and dashes as ASCII's. For prompts with curly apostrophes,
+        full-width forms, or scripts other than Latin.
     """
     if normalisation == "flow_grpo":
-        return text.replace(" ", "").lower()
+        return _visible(_visible(text).lower())
     if normalisation != "unicode":
         raise ValueError(f'unknown normalisation {normalisation!r}; choose "flow_grpo" or "unicode"')
     # quotes first: NFKC turns the double prime into two single ones
     folded = unicodedata.normalize("NFKC", text.translate(_TO_ASCII)).casefold()
-    seen = (char for char in folded if not char.isspace() and unicodedata.category(char) not in ("Cf", "Cc"))
-    return unicodedata.normalize("NFKC", "".join(seen))
+    return _visible(unicodedata.normalize("NFKC", _visible(folded)))
+
+
+def _visible(text: str) -> str:
+    """Composed (NFC), without what takes no ink."""
+    if text.isascii() and text.isprintable():
+        return text.replace(" ", "")
+    seen = (
+        char
+        for char in text
+        if not char.isspace() and char not in _INVISIBLE and unicodedata.category(char) not in ("Cf", "Cc")
+    )
+    return unicodedata.normalize("NFC", "".join(seen))
 
 
 def edit_distance(a: str, b: str) -> int:

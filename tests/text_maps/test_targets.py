@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,93 +10,10 @@ from flow_grpo.text_maps.targets import (
     edit_operations,
     normalise,
     prompt_targets,
-    quoted_targets,
     similarity,
 )
 
 WORDS = st.text(alphabet="abcXY 12", max_size=12)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "targets"),
-    [
-        ('a sign that says "HUT"', ["HUT"]),
-        ('displaying "Spring Collection 2024", in bold', ["Spring Collection 2024"]),
-        ("a sign that says “HUT”", ["HUT"]),
-        ('"OPEN" above “CLOSED” and "SOON"', ["OPEN", "CLOSED", "SOON"]),
-        ('twice "HA" and "HA"', ["HA", "HA"]),
-        ('a door with " HUT "', ["HUT"]),
-        ('nothing in "" but "HUT"', ["HUT"]),
-        ("a sign that says 'HUT'", ["HUT"]),
-        ("a sign that says ‘HUT’.", ["HUT"]),
-        ("Bob's sign says 'don't stop'", ["don't stop"]),
-        ("'ONE' and 'TWO'", ["ONE", "TWO"]),
-        ("Bob's 'old' sign says \"HUT\"", ["HUT"]),
-        ("a sign that says \"DON'T 'PANIC'\"", ["DON'T 'PANIC'"]),
-        ("a sign that says 'n 2'", ["n 2"]),
-        ("ein Schild „Guten Tag“ und „Hallo”", ["Guten Tag", "Hallo"]),
-        ("un panneau « Bonjour »", ["Bonjour"]),
-        ("招牌「你好」和『世界』", ["你好", "世界"]),
-        ("a note 「the『inner』one」", ["the『inner』one"]),
-        (r'a sign that says "say \"hi\" now"', ['say "hi" now']),
-        (r"a sign that says \"HUT\", escaped as a whole", ["HUT"]),
-        (r"\"ONE\" and \"TWO\"", ["ONE", "TWO"]),
-        ('a path "C:\\" on a screen', ["C:\\"]),
-        ("„dogs' bowl“ and 'no target'", ["dogs' bowl"]),
-        ('"OPEN 😀" on a door', ["OPEN 😀"]),
-        ('"שלום עולם" on a wall', ["שלום עולם"]),
-    ],
-)
-def test_quoted_spans_are_the_targets(prompt, targets):
-    assert quoted_targets(prompt) == targets
-
-
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        "a red circle",
-        "the dogs' bowl and the cats' bed",
-        "it's Bob's, isn't it",
-        "rock 'n' roll",
-        "the '90s kids' club",
-        "a sign “",
-        'an inch is 1"',
-        "it’s the dogs’ bowl",
-        "„ never closed",
-        "« neither",
-    ],
-)
-def test_apostrophes_and_lone_quotes_are_not_targets(prompt):
-    assert quoted_targets(prompt) == []
-
-
-QUOTES = ['""', "“”", "„“", "„”", "«»", "「」", "『』"]
-QUOTED_TEXT = st.text(st.characters(exclude_characters='"\\“”„«»「」『』', exclude_categories=["Cs"]), max_size=30)
-
-
-@given(QUOTED_TEXT, st.sampled_from(QUOTES))
-def test_what_stands_between_double_quotes_comes_back(text, quotes):
-    opening, closing = quotes
-    prompt = f"A storefront at dusk, its sign displaying {opening}{text}{closing} in the owner's bold letters"
-    assert quoted_targets(prompt) == ([text.strip()] if text.strip() else [])
-
-
-@given(st.lists(st.tuples(QUOTED_TEXT.filter(str.strip), st.sampled_from(QUOTES)), min_size=1, max_size=20))
-def test_every_target_comes_back_in_its_place(quoted):
-    prompt = "a wall with " + ", ".join(f"{opening}{text}{closing}" for text, (opening, closing) in quoted)
-    assert quoted_targets(prompt) == [text.strip() for text, _ in quoted]
-
-
-@given(st.text(st.characters(exclude_characters="\\“”„«»「」『』", exclude_categories=["Cs"]), min_size=1, max_size=30))
-def test_escaped_quotes_inside_a_target_come_back_as_quotes(text):
-    escaped = text.replace('"', '\\"')
-    assert quoted_targets(f'a sign that says "{escaped}" on a hill') == ([text.strip()] if text.strip() else [])
-
-
-def test_many_quotes_that_match_nothing_take_no_time():
-    # one pass over each: backtracking without bound would not end here
-    assert quoted_targets("„" * 20_000) == quoted_targets("\\" * 20_000 + '"') == []
-    assert len(quoted_targets('"a" ' * 20_000)) == 20_000
 
 
 @pytest.mark.parametrize("prompt", ["a red circle", 'a sign that says ""', 'a sign that says "  "'])
@@ -133,9 +52,62 @@ def test_normalised_text_is_lower_case_without_spaces():
     assert normalise(" Spring Collection 2024") == "springcollection2024"
 
 
-@given(st.text(max_size=20))
+@given(st.text(st.characters(codec="latin-1", exclude_categories=["Cc", "Cf"]), max_size=20))
 def test_default_normalisation_is_flow_grpos(text):
-    assert normalise(text) == text.replace(" ", "").lower()
+    assert normalise(text) == text.replace(" ", "").replace("\N{NO-BREAK SPACE}", "").lower()
+
+
+NORMALISATIONS = ["flow_grpo", "unicode"]
+UNSEEN = "\t\n\u0085\u00a0\u2003\u2028\u3000\u200b\u200d\u2060\ufeff\u00ad\u034f\u2800\u3164\ufe0f"
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@given(text=st.text(max_size=20), unseen=st.sampled_from(UNSEEN), place=st.integers(0, 20))
+def test_what_takes_no_ink_is_not_compared(normalisation, text, unseen, place):
+    shown = unicodedata.normalize("NFC", text)
+    assert normalise(shown[:place] + unseen + shown[place:], normalisation) == normalise(shown, normalisation)
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@given(text=st.text(max_size=20))
+def test_accents_in_one_code_point_or_two_are_alike(normalisation, text):
+    composed, apart = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+    assert normalise(composed, normalisation) == normalise(apart, normalisation)
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@given(text=st.text(max_size=20))
+def test_normalising_twice_changes_nothing(normalisation, text):
+    once = normalise(text, normalisation)
+    assert normalise(once, normalisation) == once
+
+
+def test_prompt_and_targets_too_long_are_refused_by_their_length():
+    with pytest.raises(ValueError, match=r"a prompt of 60000 characters is too long .*give at most 20000"):
+        prompt_targets(" 'a" * 20_000)
+    with pytest.raises(ValueError, match=r"asks for 2000 characters of text; ask for at most 1000"):
+        prompt_targets("a page", {"targets": ["ab " * 500, "cd " * 500]})
+    assert prompt_targets("a page", {"targets": ["a" * 1000]}) == ["a" * 1000]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        '"New York skyline with "Hello World" written in fireworks"',
+        'a poster "ONE" and ""TWO""',
+        'a sign "HELLO" beside "WORLD',
+        'a sign HELLO" and "WORLD"',
+        "signs “ONE” and “TWO",
+        "a poster 'ONE' and 'TWO",
+        "'Tis the season banner that reads 'JOY'",
+        "a poster that says 'the dogs' bowl'",
+    ],
+)
+def test_quotes_that_cannot_be_paired_are_refused_with_the_place_and_a_remedy(prompt):
+    with pytest.raises(ValueError, match="cannot be paired: the quote in .*; put each text") as error:
+        prompt_targets(prompt)
+    assert repr(prompt) in str(error.value)
+    assert prompt_targets(prompt, {"targets": ["JOY"]}) == ["JOY"]
 
 
 @pytest.mark.parametrize(
