@@ -33,7 +33,7 @@ REMOTE = ["starlette>=0.40", "uvicorn>=0.30", "h11>=0.14", "httpx>=0.27", "tenac
 TRAIN = [
     "torch>=2.13",  # whose FSDP2 takes frozen half and trained fp32 weights in one block
     "accelerate>=1.15",  # earlier ones have not been tried
-    "diffusers>=0.35",  # saves a LoRA's scale in its metadata
+    "diffusers>=0.42",  # has the pipelines of all families, whose sampling ours is held against
     "transformers>=5",  # the tiny model's tokenizers
     "peft>=0.17",
     "wandb>=0.28",  # whose uploads at the end of a run can be given a limit

@@ -6,4 +6,8 @@ Nothing is imported here, so that a configuration can be checked without diffuse
 FAMILIES = {
     "sd3": "flow_grpo.training.policies.sd3:SD3Policy",
     "flux": "flow_grpo.training.policies.flux:FluxPolicy",
+    "flux2": "flow_grpo.training.policies.flux2:Flux2Policy",
+    "flux2_klein": "flow_grpo.training.policies.flux2:Flux2KleinPolicy",
+    "qwenimage": "flow_grpo.training.policies.qwenimage:QwenImagePolicy",
+    "zimage": "flow_grpo.training.policies.zimage:ZImagePolicy",
 }

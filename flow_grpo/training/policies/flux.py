@@ -6,6 +6,7 @@ from diffusers import FluxPipeline
 from flow_grpo.training.patches import unpatchify
 from flow_grpo.training.policies.base import PromptEmbeds
 from flow_grpo.training.policies.lora_pipeline import LoraPipeline
+from flow_grpo.training.policies.schedule import linear_shift, scheduler_sigmas
 
 # Flow-GRPO's targets. The double blocks have all of them, for image and text; of the single blocks, where both run in
 # one stream, to_q, to_k and to_v are adapted, and the MLP that shares their output projection is not.
@@ -62,15 +63,9 @@ class FluxPolicy(LoraPipeline):
 
     def sigmas(self, num_steps: int) -> torch.Tensor:
         scheduler, (rows, columns) = self.pipeline.scheduler, self.token_grid
-        config = scheduler.config
-        # The more tokens, the longer the image stays noisy: the shift is linear in their number.
-        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-        shift = config.base_shift + slope * (rows * columns - config.base_image_seq_len)
-        unshifted = [1 - step / num_steps for step in range(num_steps)]
-        scheduler.set_timesteps(sigmas=unshifted, mu=shift, device=self.device)
-        return scheduler.sigmas.clone().float()
+        return scheduler_sigmas(scheduler, num_steps, linear_shift(scheduler.config, rows * columns), self.device)
 
-    def velocity(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: PromptEmbeds) -> torch.Tensor:
+    def predict(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: PromptEmbeds) -> torch.Tensor:
         batch = len(latents)
         velocity = self.forward_module(
             hidden_states=latents.to(self.network.dtype),

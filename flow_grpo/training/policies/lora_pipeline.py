@@ -1,6 +1,6 @@
 """What the families share: a frozen diffusers pipeline, and LoRA on its transformer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -10,7 +10,9 @@ from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
+from flow_grpo.training.policies.base import PromptEmbeds
 from flow_grpo.training.shards import parts_like, whole
 
 # SD3.5 has three kinds of blocks, each compiled with the adapter and without it, and the first block once more: its input
@@ -19,12 +21,19 @@ RECOMPILE_LIMIT = 64
 
 
 class LoraPipeline:
-    """The part of a `Policy` that is the same in every family; a family adds its prompts, sigmas, velocity and tokens.
+    """The part of a `Policy` that is the same in every family.
+
+    A family adds `encode_prompts`, `sigmas`, `predict` and `to_tokens`, and `decode` where its VAE wants it otherwise.
 
     lora_targets: ends of the names of the adapted layers. patch_size: latents along a token's side. resolution: of the
-    square images, in pixels. The frozen weights keep the pipeline's dtype; the adapter is fp32, and so is the VAE.
+    square images, in pixels. guidance_scale: of classifier-free guidance, see `velocity`; 1 leaves it out. lora_excluded:
+    names of layers that are not adapted although they are targets. The frozen weights keep the pipeline's dtype; the
+    adapter is fp32, and so is the VAE.
     Raises ValueError where the resolution does not fall into whole tokens.
     """
+
+    pipeline_class: type[DiffusionPipeline]
+    empty_prompt = ""  # what classifier-free guidance leads away from
 
     def __init__(
         self,
@@ -35,6 +44,8 @@ class LoraPipeline:
         lora_rank: int,
         lora_alpha: int,
         device: str | torch.device,
+        guidance_scale: float = 1.0,
+        lora_excluded: Sequence[str] = (),
     ):
         pixels_per_token = pipeline.vae_scale_factor * patch_size
         if resolution % pixels_per_token:
@@ -52,12 +63,40 @@ class LoraPipeline:
                 component.requires_grad_(False).eval()
         self.network = pipeline.transformer
         self.lora_config = LoraConfig(
-            r=lora_rank, lora_alpha=lora_alpha, init_lora_weights="gaussian", target_modules=lora_targets
+            r=lora_rank,
+            lora_alpha=lora_alpha,
+            init_lora_weights="gaussian",
+            target_modules=lora_targets,
+            exclude_modules=list(lora_excluded) or None,
         )
         self.network.add_adapter(self.lora_config)
         for parameter in self.trainable_parameters():
             parameter.data = parameter.data.float()  # AdamW loses small updates in half precision
         self.forward_module = self.network
+        self.guidance_scale = guidance_scale
+        self._no_prompt: PromptEmbeds | None = None  # encoded when it is first asked for
+
+    def predict(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: PromptEmbeds) -> torch.Tensor:
+        """The model's velocity (B, ...), in fp32, for one prompt per latent: no guidance yet."""
+        raise NotImplementedError
+
+    def velocity(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: PromptEmbeds) -> torch.Tensor:
+        """The model's velocity with classifier-free guidance of scale g:
+
+            v = v_empty + g (v_prompt - v_empty)
+
+        Both come from one pass of twice the batch, the prompts first. A scale of 1 needs no second half.
+        """
+        if self.guidance_scale == 1:
+            return self.predict(latents, sigma, embeds)
+        if self._no_prompt is None:
+            self._no_prompt = self.encode_prompts([self.empty_prompt])
+        empty = self._no_prompt.map(lambda tensor: tensor.expand(len(latents), *tensor.shape[1:]))
+        both = self.predict(torch.cat([latents, latents]), sigma, PromptEmbeds.cat([embeds, empty]))
+        return self.guide(*both.chunk(2))
+
+    def guide(self, conditional: torch.Tensor, unconditional: torch.Tensor) -> torch.Tensor:
+        return unconditional + self.guidance_scale * (conditional - unconditional)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -129,6 +168,6 @@ def _with_gradients(forward: Callable[..., tuple[torch.Tensor]]) -> Callable[...
     def run(*args, **kwargs):
         with torch.enable_grad():
             outputs = forward(*args, **kwargs)
-        return outputs if torch.is_grad_enabled() else tuple(output.detach() for output in outputs)
+        return outputs if torch.is_grad_enabled() else tree_map_only(torch.Tensor, torch.Tensor.detach, outputs)
 
     return run

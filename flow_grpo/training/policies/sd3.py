@@ -35,13 +35,12 @@ class SD3Policy(LoraPipeline):
         device: str | torch.device = "cpu",
     ):
         transformer = pipeline.transformer.config
-        super().__init__(pipeline, LORA_TARGETS, transformer.patch_size, resolution, lora_rank, lora_alpha, device)
+        super().__init__(
+            *(pipeline, LORA_TARGETS, transformer.patch_size, resolution, lora_rank, lora_alpha, device, guidance_scale)
+        )
         side = resolution // pipeline.vae_scale_factor
         self.latent_shape = (transformer.in_channels, side, side)
-        self.guidance_scale = guidance_scale
         self.max_sequence_length = max_sequence_length
-        # Guidance needs the empty prompt beside every other; it is encoded once.
-        self._no_prompt = self.encode_prompts([""]) if guidance_scale > 1 else None
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> PromptEmbeds:
@@ -60,16 +59,7 @@ class SD3Policy(LoraPipeline):
         scheduler.set_timesteps(num_steps, device=self.device)
         return scheduler.sigmas.clone().float()
 
-    def velocity(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: PromptEmbeds) -> torch.Tensor:
-        if self._no_prompt is None:
-            return self._forward(latents, sigma, embeds)
-        # One pass for both halves: the conditional one first, as in `embeds`.
-        unconditional = self._no_prompt.map(lambda tensor: tensor.expand(len(latents), *tensor.shape[1:]))
-        both = self._forward(torch.cat([latents, latents]), sigma, PromptEmbeds.cat([embeds, unconditional]))
-        conditional, unconditional = both.chunk(2)
-        return unconditional + self.guidance_scale * (conditional - unconditional)
-
-    def _forward(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: PromptEmbeds) -> torch.Tensor:
+    def predict(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: PromptEmbeds) -> torch.Tensor:
         dtype = self.network.dtype
         timestep = (sigma * self.pipeline.scheduler.config.num_train_timesteps).expand(len(latents))  # (B,)
         velocity = self.forward_module(

@@ -1,0 +1,104 @@
+"""Qwen-Image as a policy: any diffusers `QwenImagePipeline`, with LoRA on its attention and feed-forward layers."""
+
+import torch
+from diffusers import QwenImagePipeline
+
+from flow_grpo.training.patches import unpatchify
+from flow_grpo.training.policies.base import PromptEmbeds
+from flow_grpo.training.policies.lora_pipeline import LoraPipeline
+from flow_grpo.training.policies.schedule import linear_shift, scheduler_sigmas
+
+TEXT_TARGETS = ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"]
+LORA_TARGETS = [
+    *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", *TEXT_TARGETS),
+    *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
+]
+# The last block's text goes nowhere: these would have no gradient, which DDP takes for a fault.
+UNUSED_IN_LAST_BLOCK = ["attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2"]
+PATCH_SIZE = 2  # fixed by the pipeline, which packs 2 x 2 latents into a token
+
+
+class QwenImagePolicy(LoraPipeline):
+    """See `Policy`. Latents are packed as the pipeline packs them, (B, N, 4 C): its tokens already.
+
+    resolution: of the square images, in pixels. guidance_scale: of classifier-free guidance, the pipeline's
+    true_cfg_scale, with a negative prompt of one space; 1 leaves it out. max_sequence_length: tokens of a prompt without
+    its chat template; every prompt is padded to it, and the transformer does not see the padding.
+    Raises ValueError where the resolution does not fall into whole tokens, and for a model that reads its guidance as an
+    embedding, which this pipeline has no published model of.
+    """
+
+    pipeline_class = QwenImagePipeline
+    empty_prompt = " "
+
+    def __init__(
+        self,
+        pipeline: QwenImagePipeline,
+        resolution: int,
+        lora_rank: int,
+        lora_alpha: int,
+        guidance_scale: float = 1.0,
+        max_sequence_length: int = 512,
+        device: str | torch.device = "cpu",
+    ):
+        transformer = pipeline.transformer.config
+        if transformer.guidance_embeds:
+            raise ValueError("guidance_embeds=True: only models without a guidance embedding are supported")
+        last = f"transformer_blocks.{transformer.num_layers - 1}."
+        super().__init__(
+            *(pipeline, LORA_TARGETS, PATCH_SIZE, resolution, lora_rank, lora_alpha, device, guidance_scale),
+            lora_excluded=[last + name for name in UNUSED_IN_LAST_BLOCK],
+        )
+        rows, columns = self.token_grid
+        self.latent_shape = (rows * columns, transformer.in_channels)
+        self.max_sequence_length = max_sequence_length
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> PromptEmbeds:
+        tokens, mask = self.pipeline.encode_prompt(
+            prompts, device=self.device, max_sequence_length=self.max_sequence_length
+        )
+        batch, length, width = tokens.shape
+        if mask is None:  # all prompts are as long as the longest
+            mask = tokens.new_ones(batch, length)
+        # One length for every batch: another would take other kernels, and the ratio not start at exactly 1.
+        missing = self.max_sequence_length - length
+        return PromptEmbeds(
+            tokens=torch.cat([tokens, tokens.new_zeros(batch, missing, width)], dim=1),
+            mask=torch.cat([mask.bool(), mask.new_zeros(batch, missing).bool()], dim=1),
+        )
+
+    def sigmas(self, num_steps: int) -> torch.Tensor:
+        scheduler, (rows, columns) = self.pipeline.scheduler, self.token_grid
+        return scheduler_sigmas(scheduler, num_steps, linear_shift(scheduler.config, rows * columns), self.device)
+
+    def predict(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: PromptEmbeds) -> torch.Tensor:
+        batch = len(latents)
+        velocity = self.forward_module(
+            hidden_states=latents.to(self.network.dtype),
+            timestep=sigma.expand(batch),
+            encoder_hidden_states=embeds.tokens,
+            encoder_hidden_states_mask=embeds.mask,
+            img_shapes=[[(1, *self.token_grid)]] * batch,  # one frame
+            return_dict=False,
+        )[0]
+        return velocity.float()
+
+    def guide(self, conditional: torch.Tensor, unconditional: torch.Tensor) -> torch.Tensor:
+        """Guidance that keeps each token's length: the sum is scaled back to the conditional velocity's norm."""
+        guided = super().guide(conditional, unconditional)  # (B, N, D)
+        return guided * (conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+
+    def to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        vae = self.pipeline.vae
+        mean, std = (
+            torch.tensor(values, device=self.device).reshape(1, -1, 1, 1)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        latents = unpatchify(latents.float(), self.token_grid, PATCH_SIZE) * std + mean  # (B, C, h, w)
+        images = vae.decode(latents.unsqueeze(2), return_dict=False)[0][:, :, 0]  # the one frame of a film
+        return (images / 2 + 0.5).clamp(0, 1)
