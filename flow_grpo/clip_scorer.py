@@ -17,6 +17,8 @@ class ClipScorer:
     """CLIP's logit over logit_divisor: the cosine of image and prompt times the model's logit scale, divided.
 
     Hessel et al., arXiv:2104.08718, without its clamp at 0; Flow-GRPO divides by 30, which is the default.
+    resize: "bicubic", as CLIP's own processor does it, or "bilinear", Flow-GRPO's. At 512 px their scores differ by up to
+        4.4e-3, 5.6% of the reward's spread; their correlation is 0.998.
     For model, tokenizer, device and dtype see load_clip. An image whose score is NaN or Inf is not valid.
     details: "truncated", 1 where the prompt was longer than the model reads.
     """
@@ -30,9 +32,10 @@ class ClipScorer:
         device: str = "cpu",
         dtype: str | torch.dtype | None = None,
         logit_divisor: float = LOGIT_DIVISOR,
+        resize: str = "bicubic",
     ):
         check_divisor(logit_divisor)
-        self.clip = load_clip(model, tokenizer, device, dtype)
+        self.clip = load_clip(model, tokenizer, device, dtype).resizing(resize)
         self._logit_divisor = logit_divisor
 
     def __call__(

@@ -1,6 +1,8 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
+from flow_grpo.clip.preprocess import OPENAI_MEAN, OPENAI_STD
 from flow_grpo.clip_scorer import ClipScorer
 from tests.clip_models import make_clip
 
@@ -24,6 +26,30 @@ def test_reward_is_the_models_own_logit_over_thirty(pair, images):
     tokens = tokenizer(PROMPTS, padding=True, return_tensors="pt")
     logits = model(pixel_values=scorer.clip.preprocess(images), **tokens).logits_per_image.diagonal()
     torch.testing.assert_close(scorer(images, PROMPTS).reward, logits / 30)
+
+
+@pytest.mark.parametrize("size", [(40, 40), (60, 45), (24, 24)])
+def test_bilinear_resize_is_flow_grpos_own_score(pair, size):
+    """torchvision's Resize and CenterCrop of a float image, as torch computes them: nothing is rounded to 8 bits."""
+    model, tokenizer = pair
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    height, width = (32 * side // min(size) for side in size)  # (42, 32) from (60, 45)
+    resized = F.interpolate(images, (height, width), mode="bilinear", antialias=True)
+    top = round((height - 32) / 2)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_MEAN, OPENAI_STD))
+    pixels = (resized[:, :, top : top + 32] - mean) / std
+    tokens = tokenizer(PROMPTS, padding=True, return_tensors="pt")
+    expected = model(pixel_values=pixels, **tokens).logits_per_image.diagonal() / 30
+    bilinear, bicubic = ClipScorer(pair, resize="bilinear"), ClipScorer(pair)
+    torch.testing.assert_close(bilinear(images, PROMPTS).reward, expected)
+    assert not torch.allclose(bicubic(images, PROMPTS).reward, expected, atol=1e-4)
+
+
+def test_both_filters_share_one_model_and_no_other_filter_is_known(pair):
+    bilinear, bicubic = ClipScorer(pair, resize="bilinear"), ClipScorer(pair)
+    assert bilinear.clip.tower is bicubic.clip.tower and bicubic.clip.preprocess.resize == "bicubic"
+    with pytest.raises(ValueError, match="unknown resize 'nearest'; choose one of bicubic, bilinear"):
+        ClipScorer(pair, resize="nearest")
 
 
 def test_divisor_of_the_models_scale_gives_the_cosine(pair, images):

@@ -4,6 +4,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,17 @@ class ClipModel:
         self._parts = parts
         self._lock = threading.Lock()
         self._texts: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
+
+    def resizing(self, resize: str) -> "ClipModel":
+        """The same model, its texts and its lock, behind another filter; itself where that is its own already."""
+        if resize == self.preprocess.resize:
+            return self
+        # torchvision's Resize and CenterCrop go together
+        preprocess = replace(self.preprocess, resize=resize, rounded_offset=resize == "bilinear")
+        other = ClipModel(replace(self._parts, preprocess=preprocess))
+        other._lock, other._texts = self._lock, self._texts
+        other._source = self  # alive, so that another scorer finds the model loaded
+        return other
 
     @property
     def tower(self) -> Tower:

@@ -9,25 +9,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Of the OpenAI models, and of most that came after.
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
+RESIZES = ("bicubic", "bilinear")
+
 PILLOW_ONE = 2**22  # Pillow's weights are integers, in units of one part in so many
 
 
 @dataclass(frozen=True)
 class ClipPreprocess:
-    """Resize by bicubic interpolation with antialiasing, cut out the centre, normalise the channels.
+    """Resize with antialiasing, cut out the centre, normalise the channels.
 
     crop: (height, width) that the tower reads.
     shortest_edge: what the image's shorter edge is resized to, its aspect kept; None squashes the image to the crop.
     mean, std: per channel, for values in [0, 1].
     rounded_offset: where an odd number of pixels is cut away, begin at Python's round of the half (torchvision, thus
         open_clip) instead of its floor (transformers).
-    Raises ValueError where the crop would be larger than the resized image.
+    resize: "bicubic", as the model's own processor does it, or "bilinear", as Flow-GRPO's clipscore does it.
+    Raises ValueError where the crop would be larger than the resized image, and for an unknown filter.
     """
 
     crop: tuple[int, int]
@@ -35,8 +39,11 @@ class ClipPreprocess:
     mean: tuple[float, ...] = OPENAI_MEAN
     std: tuple[float, ...] = OPENAI_STD
     rounded_offset: bool = False
+    resize: str = "bicubic"
 
     def __post_init__(self):
+        if self.resize not in RESIZES:
+            raise ValueError(f"unknown resize {self.resize!r}; choose one of {', '.join(RESIZES)}")
         if self.shortest_edge is not None and max(self.crop) > self.shortest_edge:
             raise ValueError(
                 f"a crop of {self.crop} does not fit an image whose shorter edge is resized to {self.shortest_edge}; "
@@ -46,17 +53,22 @@ class ClipPreprocess:
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), float in [0, 1], as the tower reads them: (B, 3, *crop) fp32.
 
-        Equal to the model's own processor on the same image in 8 bits, but for a level at a few pixels of some sizes. Like
-        Pillow it keeps 8 bits after each of the two passes; the gradient takes that rounding for the identity (a
-        straight-through estimator) and is zero where a value is clamped.
+        "bicubic" equals the model's own processor on the same image in 8 bits, but for a level at a few pixels of some sizes.
+        Like Pillow it keeps 8 bits after each of the two passes; the gradient takes that rounding for the identity (a
+        straight-through estimator) and is zero where a value is clamped. "bilinear" equals torchvision's Resize of the float
+        image, which rounds nothing.
         """
         cuts = [self._cut(axis, images.shape[2:]) for axis in (0, 1)]
+        if self.resize == "bilinear":
+            size = [cut.resized for cut in cuts]
+            whole = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+            rows, cols = (slice(cut.start, cut.start + cut.length) for cut in cuts)
+            return self._normalised(whole[..., rows, cols])
         # fp64: where TF32 is allowed, fp32 products would be off by levels, and maps by more than their range allows
         passes = [(axis, cuts[axis].resampling().to(images.device)) for axis in _pass_order(*cuts)]
         # one by one: fp64 copies of a whole batch could need more memory than the tower
         levels = torch.stack([_resized(image, passes) for image in images])  # (B, 3, *crop)
-        mean, std = (torch.tensor(values).to(levels).view(3, 1, 1) for values in (self.mean, self.std))
-        return (levels / 255 - mean) / std
+        return self._normalised(levels / 255)
 
     def window(self, size: tuple[int, int]) -> tuple[slice, slice]:
         """Rows and columns of an image of `size` (H, W) that survive the crop: those whose centre lies in it."""
@@ -70,6 +82,10 @@ class ClipPreprocess:
         """
         rows, cols = (self._cut(axis, size).spreading(cells.shape[1 + axis]).to(cells.device) for axis in (0, 1))
         return (rows @ cells.double() @ cols.T).float()
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        mean, std = (torch.tensor(values).to(pixels).view(3, 1, 1) for values in (self.mean, self.std))
+        return (pixels - mean) / std
 
     def _cut(self, axis: int, size: tuple[int, int]) -> "_Cut":
         num_pixels, length = size[axis], self.crop[axis]
