@@ -3,12 +3,15 @@
 PYTHON ?= python3.11
 VENV := .venv
 VENV2 := .venv-paddleocr2
+VENV_FORK := .venv-fork
 INSTALLED := $(VENV)/.installed-$(shell cat setup.py Makefile | cksum | cut -d ' ' -f 1)
 ENVIRONMENT := PYTHONPATH=. TOKENIZERS_PARALLELISM=false ORT_DISABLE_TELEMETRY=1 NO_MKDOCS_2_WARNING=1
 RUN := $(ENVIRONMENT) $(VENV)/bin/python
 RUN2 := $(ENVIRONMENT) $(VENV2)/bin/python
+RUN_FORK := $(ENVIRONMENT) $(VENV_FORK)/bin/python
+FORK_PINS := tests/fork/pins.txt
 
-.PHONY: demo test test-paddleocr2 docs lint clean
+.PHONY: demo test test-paddleocr2 test-fork docs lint clean
 
 demo: $(INSTALLED)  ## train on the embedded tiny model: about 15 minutes on two cores
 	$(RUN) scripts/demo.py
@@ -23,6 +26,9 @@ test-paddleocr2: $(VENV2)/.installed  ## the OCR engines' tests under PaddleOCR 
 
 docs: $(INSTALLED)  ## the documentation as a site: site/, warnings are errors
 	$(RUN) -m mkdocs build --strict --quiet
+
+test-fork: $(VENV_FORK)/.installed  ## the plug-in among Flow-GRPO's pins, in an environment of its own: wants python3.10
+	$(RUN_FORK) -m pytest tests/test_forks_page.py
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check --fix .
@@ -46,5 +52,14 @@ $(VENV2)/.installed: setup.py Makefile
 		"opencv-python==4.10.0.84" pytest pytest-timeout matplotlib
 	touch $@
 
+# As a fork's owner does it: the fork first, then the plug-in. The constraint makes pip refuse where the two cannot meet.
+$(VENV_FORK)/.installed: setup.py Makefile $(FORK_PINS)
+	python3.10 -m venv $(VENV_FORK)
+	$(VENV_FORK)/bin/pip install --quiet --upgrade pip
+	$(VENV_FORK)/bin/pip install --quiet --requirement $(FORK_PINS)
+	$(VENV_FORK)/bin/pip install --quiet --constraint $(FORK_PINS) ".[ocr,clip]"
+	$(VENV_FORK)/bin/pip install --quiet --constraint $(FORK_PINS) pytest pytest-timeout "setuptools>=70.1"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV2) build dist site *.egg-info
+	rm -rf $(VENV) $(VENV2) $(VENV_FORK) build dist site *.egg-info

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 
 from flow_grpo.scorers import make_scorer
 from tests.clip_models import make_clip
@@ -202,3 +203,24 @@ def test_maps_reach_the_fork_as_extras(scored, batch, model):
         torch.testing.assert_close(extras["reward_map"], expected.reward_map)
         assert extras["map_kind"] == kind and extras["map_valid"].tolist() == expected.map_valid.tolist()
         assert extras["valid"].all()
+
+
+def test_requirements_admit_what_flow_grpo_pins(plug_in):
+    """As pip reads them; `make test-fork` installs both."""
+    pins = dict(line.split("==") for line in (FORK / "pins.txt").read_text().split() if "==" in line)
+    pins["opencv-python-headless"] = pins["opencv-python"]  # both bring the one cv2
+    (metadata,) = plug_in.glob("*.dist-info/METADATA")
+    lines = [
+        line.removeprefix("Requires-Dist: ") for line in metadata.read_text().splitlines() if "Requires-Dist" in line
+    ]
+    met = set()
+    for requirement in map(Requirement, lines):
+        wanted = any(
+            requirement.marker is None or requirement.marker.evaluate({"extra": extra}) for extra in ("ocr", "clip")
+        )
+        if wanted and requirement.name in pins:
+            assert requirement.specifier.contains(pins[requirement.name]), (
+                f"{requirement} against {pins[requirement.name]}"
+            )
+            met.add(requirement.name)
+    assert met == {"torch", "numpy", "pillow", "transformers", "scipy", "opencv-python-headless"}

@@ -19,17 +19,23 @@ def ocr_map(device):
 
 
 def multi_score(device, score_dict):
-    """{name: weight} -> fn that gives {name: scores, "avg": weighted sums}; here it also keeps each function's extras."""
+    """{name: weight} -> fn that gives {name: scores, "avg": weighted sums} and drops what else the functions gave."""
     score_functions = {"brightness": brightness, "clip_gradcam": clip_gradcam, "ocr_map": ocr_map}
     score_fns = {name: score_functions[name](device) for name in score_dict}
 
     def _fn(images, prompts, metadata, ref_images=None, only_strict=True):
-        score_details, extras, total_scores = {}, {}, [0.0] * len(prompts)
-        for name, weight in score_dict.items():
-            scores, extras[name] = score_fns[name](images, prompts, metadata)
-            score_details[name] = scores
+        score_details, total_scores = {}, [0.0] * len(prompts)
+        # forks.md: flow_grpo/rewards.py, in multi_score, before the loop over score_dict
+        # forks.md: end
+        for score_name, weight in score_dict.items():
+            # forks.md: flow_grpo/rewards.py, in multi_score, where a score function is called
+            scores, _ = score_fns[score_name](images, prompts, metadata)
+            # forks.md: end
+            score_details[score_name] = scores
             total_scores = [total + weight * score for total, score in zip(total_scores, scores, strict=True)]
         score_details["avg"] = total_scores
-        return score_details, extras
+        # forks.md: flow_grpo/rewards.py, in multi_score, the last line of _fn
+        return score_details, {}
+        # forks.md: end
 
     return _fn
