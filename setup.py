@@ -29,7 +29,17 @@ PADDLEOCR = [
     "opencv-contrib-python==4.10.0.84",
     "opencv-python-headless==4.10.0.84",
 ]
-REMOTE = ["starlette>=0.40", "uvicorn>=0.30", "h11>=0.14", "httpx>=0.27", "tenacity>=8.3", "safetensors>=0.4.3"]
+# A second reader. Of the package only the PP-OCRv4 weights are read; it asks for an OpenCV that wants a display.
+GOLD = [*OCR, "rapidocr-onnxruntime>=1.4.4; python_version < '3.13'", "opencv-python>=4.10,<4.12"]
+REMOTE = [
+    "starlette>=0.40",
+    "uvicorn>=0.30",
+    "anyio>=4",
+    "h11>=0.14",
+    "httpx>=0.27",
+    "tenacity>=8.3",
+    "safetensors>=0.4.3",
+]
 TRAIN = [
     "torch>=2.13",  # whose FSDP2 takes frozen half and trained fp32 weights in one block
     "accelerate>=1.15",  # earlier ones have not been tried
@@ -47,6 +57,7 @@ TRAIN = [
 DEEPSPEED = ["deepspeed>=0.19"]
 DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29", "nbclient>=0.10", "ipykernel>=6.29"]
 DEV = [
+    "opencv-python==4.10.0.84",  # as PaddleOCR's
     "setuptools>=70.1",  # builds a wheel without the package wheel
     "paddleocr>=3.7",
     "pytest>=8",
@@ -109,12 +120,13 @@ setup(
         "clip": ["transformers>=4.40"],  # Flow-GRPO's; a bound above it would raise the fork's
         "ocr": OCR,
         "paddleocr": PADDLEOCR,
+        "gold": GOLD,
         "remote": REMOTE,
         "train": TRAIN,
         "deepspeed": TRAIN + DEEPSPEED,
         "demo": ["matplotlib>=3.8"],
         "docs": DOCS,
-        "dev": PADDLEOCR + REMOTE + TRAIN + DEEPSPEED + DOCS + DEV,
+        "dev": PADDLEOCR + GOLD + REMOTE + TRAIN + DEEPSPEED + DOCS + DEV,
     },
     classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
 )

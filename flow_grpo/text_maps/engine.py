@@ -1,5 +1,6 @@
 """OCR engines behind one protocol: an image in, its lines of text out."""
 
+import importlib.util
 import inspect
 import os
 import threading
@@ -11,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from .paddle import load_paddleocr
+from .tesseract import load_tesseract
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +98,7 @@ class RapidOcr:
             import rapidocr
         except ImportError as error:
             raise ImportError('the "rapidocr" engine needs RapidOCR: pip install "flow-grpo-maps[ocr]"') from error
-        weights = Path(rapidocr.__file__).parent / "models"
+        detector, recogniser = self._weights()
         params = {
             "Global.log_level": "error",
             "Global.text_score": 0.0,  # doubtful lines too: their confidence is part of the reward
@@ -108,16 +110,24 @@ class RapidOcr:
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
             "EngineConfig.onnxruntime.enable_cpu_mem_arena": True,  # onnxruntime's default; RapidOCR turns it off
-            "Det.model_path": _weight_file(weights / "PP-OCRv6_det_small.onnx"),
+            "Det.model_path": detector,
             **{f"Det.{name}": value for name, value in _detector(max_side).items()},
             "Det.mean": [0.485, 0.456, 0.406],
             "Det.std": [0.229, 0.224, 0.225],
-            "Rec.model_path": _weight_file(weights / "PP-OCRv6_rec_small.onnx"),
+            "Rec.model_path": recogniser,
         }
         self._ocr = rapidocr.RapidOCR(params=params)
         self._characters = characters
         # RapidOCR's own boxes drop the spaces but not their confidences, so that each word takes its neighbour's
         self._ocr.cal_rec_boxes = _place_characters
+
+    @staticmethod
+    def _weights() -> tuple[str, str]:
+        """Files of the detector and of the recogniser."""
+        import rapidocr
+
+        models, install = Path(rapidocr.__file__).parent / "models", '"flow-grpo-maps[ocr]"'
+        return tuple(_weight_file(models / f"PP-OCRv6_{part}_small.onnx", install) for part in ("det", "rec"))
 
     def __call__(self, image: np.ndarray) -> list[TextLine]:
         # no options here: those given to a call would stick to the object
@@ -131,6 +141,39 @@ class RapidOcr:
         if self._characters:
             characters = [tuple(Character(*found, *place) for *found, place in line) for line in result.word_results]
         return _text_lines(zip(result.boxes, texts, result.scores, characters, strict=True))
+
+
+class PpOcrV4(RapidOcr):
+    """RapidOCR with the PP-OCRv4 weights that the rapidocr-onnxruntime wheel carries: a second reader, to check the first.
+
+    How independent it is: its networks are others than PP-OCRv6's and were trained two generations earlier, but by the same
+    group, on data that overlap, and the library's code around them is the same. It catches what only one set of weights
+    sees, and not what all of that family share. Options and errors are RapidOcr's.
+    """
+
+    @staticmethod
+    def _weights() -> tuple[str, str]:
+        wheel = importlib.util.find_spec("rapidocr_onnxruntime")  # not imported: it is an older RapidOCR
+        models = Path(wheel.origin).parent / "models" if wheel else Path("rapidocr_onnxruntime")
+        install = '"flow-grpo-maps[gold]", or --no-deps rapidocr-onnxruntime,'
+        return tuple(_weight_file(models / f"ch_PP-OCRv4_{part}_infer.onnx", install) for part in ("det", "rec"))
+
+
+class Tesseract:
+    """The program Tesseract, where it is installed: a second reader, to check the first.
+
+    How independent it is: entirely. Its layout analysis, networks and training data (rendered text) share nothing with
+    PaddleOCR's. It is made for print: upright lines, plain grounds. What it does not read on a picture need not be wrong.
+    language: Tesseract's names, such as "eng" or "eng+deu".
+    Raises FileNotFoundError where the program is missing, ValueError where it does not have the language.
+    """
+
+    def __init__(self, language: str = "eng"):
+        self._read_lines = load_tesseract(language)
+
+    def __call__(self, image: np.ndarray) -> list[TextLine]:
+        rgb = np.ascontiguousarray(_bgr(image)[..., ::-1])
+        return [TextLine(*line) for line in self._read_lines(rgb)]
 
 
 class PaddleOcr:
@@ -218,7 +261,12 @@ def _extents(text: str, columns: list[int], num_columns: float) -> list[tuple[fl
     return list(zip(edges, edges[1:]))
 
 
-_ENGINES: dict[str, Callable[..., OcrEngine]] = {"paddleocr": PaddleOcr, "rapidocr": RapidOcr}
+_ENGINES: dict[str, Callable[..., OcrEngine]] = {
+    "paddleocr": PaddleOcr,
+    "ppocrv4": PpOcrV4,
+    "rapidocr": RapidOcr,
+    "tesseract": Tesseract,
+}
 
 
 def make_engine(engine: str | OcrEngine, **options) -> OcrEngine:
@@ -239,9 +287,7 @@ def make_engine(engine: str | OcrEngine, **options) -> OcrEngine:
     return _ENGINES[engine](**options)
 
 
-def _weight_file(path: Path) -> str:
+def _weight_file(path: Path, install: str) -> str:
     if not path.is_file():
-        raise FileNotFoundError(
-            f'RapidOCR came without {path.name}; pip install "flow-grpo-maps[ocr]" brings a release with it'
-        )
+        raise FileNotFoundError(f"RapidOCR came without {path.name}; pip install {install} brings a release with it")
     return str(path)

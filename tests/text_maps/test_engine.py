@@ -1,3 +1,4 @@
+import importlib.util
 import logging
 import subprocess
 import sys
@@ -179,8 +180,8 @@ def test_unknown_option_lists_the_known_ones():
 
 
 def test_unknown_engine_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown OCR engine 'tesseract'; known: paddleocr, rapidocr"):
-        make_engine("tesseract")
+    with pytest.raises(ValueError, match="unknown OCR engine 'easyocr'; known: paddleocr, ppocrv4, rapidocr"):
+        make_engine("easyocr")
     with pytest.raises(ValueError, match="unknown OCR engine None"):
         make_engine(None)
 
@@ -189,6 +190,26 @@ def test_missing_package_names_its_install_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "rapidocr", None)
     with pytest.raises(ImportError, match=r'pip install "flow-grpo-maps\[ocr\]"'):
         make_engine("rapidocr")
+
+
+@pytest.mark.parametrize("characters", [False, True])
+def test_second_reader_reads_with_weights_of_its_own(rapidocr_engine, draw_text, characters):
+    second = make_engine("ppocrv4", characters=characters)
+    drawn = torch.minimum(draw_text("RED", (64, 30), size=128), draw_text("BOX", (64, 90), size=128))
+    (image,) = to_uint8(drawn[None])
+    lines, reference = second(image), rapidocr_engine(image)
+    assert [line.text for line in lines] == [line.text for line in reference] == ["RED", "BOX"]
+    for line, other in zip(lines, reference, strict=True):
+        assert 0 < np.abs(line.quad.mean(0) - other.quad.mean(0)).max() < 8  # the same word, other networks' box
+        assert line.confidence > 0.9 and line.confidence != other.confidence
+        assert (line.characters is not None) == characters
+    assert second(np.full((64, 64, 3), 255, np.uint8)) == []
+
+
+def test_second_reader_without_its_weights_names_what_brings_them(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r"ch_PP-OCRv4_det_infer.onnx; pip install .*flow-grpo-maps\[gold\]"):
+        make_engine("ppocrv4")
 
 
 def test_missing_weights_are_an_error_and_no_download(monkeypatch, tmp_path):

@@ -270,8 +270,8 @@ def test_forgotten_reader_ends_its_workers_but_not_before_its_results_are_read(t
 
 @both_kinds
 def test_engine_that_cannot_be_built_raises_at_once(num_workers):
-    with pytest.raises(ValueError, match="unknown OCR engine 'tesseract'"):
-        make_reader("tesseract", num_workers)
+    with pytest.raises(ValueError, match="unknown OCR engine 'easyocr'"):
+        make_reader("easyocr", num_workers)
     with pytest.raises(ValueError, match="no option colour"):
         make_reader("rapidocr", num_workers, colour="red")
 
