@@ -1,5 +1,6 @@
 """Load a CLIP model, or take one as it is: one per model, device and dtype in a process."""
 
+import copy
 import threading
 from typing import Any
 from weakref import WeakValueDictionary
@@ -26,8 +27,8 @@ def load_clip(
         a loaded model of either library, alone with `tokenizer` or as a pair (model, tokenizer); or a ClipModel.
     dtype: "float32", "float16" or "bfloat16" (or torch's) of the towers; None means float32, or for a loaded model its own.
         Heads, scores and maps are fp32 in any case.
-    One model, device and dtype is loaded, or taken apart, once per process and shared. A loaded model is moved to the device
-    and set to evaluation in place.
+    One model, device and dtype is loaded, or taken apart, once per process and shared. A loaded model is set to evaluation in
+    place; where its dtype or device is another, a copy of it is taken, since others may hold it too.
     Raises ImportError where a library is missing, ValueError for a model that is no CLIP.
     """
     if isinstance(model, ClipModel):
@@ -39,13 +40,13 @@ def load_clip(
     if isinstance(model, str) and tokenizer is not None:
         raise ValueError(f"model {model!r} comes with its own tokenizer; leave it out, or give a loaded model with it")
     device, dtype = torch.device(device), _floating(dtype) or (torch.float32 if isinstance(model, str) else None)
-    # a loaded model cannot go, and its id to another, while the ClipModel under that key holds it
     key = (model if isinstance(model, str) else (id(model), id(tokenizer)), str(device), dtype)
     with _LOADING, outside_inference():
         clip = _LOADED.get(key)
         if clip is None:
             parts = _load(model, device, dtype) if isinstance(model, str) else _take(model, tokenizer, device, dtype)
             clip = _LOADED[key] = ClipModel(parts)
+            clip.source = (model, tokenizer)  # keeps the objects whose ids stand in the key
         return clip
 
 
@@ -66,7 +67,18 @@ def _take(model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype |
         )
     if tokenizer is None:
         raise ValueError("a loaded model needs its tokenizer: give model=(model, tokenizer)")
-    return library.take_apart(model.to(device=device, dtype=dtype).eval(), tokenizer, device)
+    if _differs(model, device, dtype):
+        model = copy.deepcopy(model).to(device=device, dtype=dtype)
+    return library.take_apart(model.eval(), tokenizer, device)
+
+
+def _differs(model: Any, device: torch.device, dtype: torch.dtype | None) -> bool:
+    """Whether a model would change where it is brought to this device and dtype."""
+    moved = torch.empty(0, device=device).device  # "cuda" is "cuda:0"
+    return any(
+        weight.device != moved or (dtype is not None and weight.is_floating_point() and weight.dtype != dtype)
+        for weight in model.parameters()
+    )
 
 
 def _floating(dtype: str | torch.dtype | None) -> torch.dtype | None:

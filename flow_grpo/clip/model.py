@@ -1,5 +1,6 @@
 """A CLIP model as our scorers use it: prompts embedded once, one pass for several maps."""
 
+import logging
 import math
 import threading
 from collections import OrderedDict
@@ -10,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..score import mean_where_invalid
 from .parts import ClipParts, Tower
 from .preprocess import ClipPreprocess
 from .trace import Contributions, Differentiated, Request, Trace
+
+logger = logging.getLogger(__name__)
 
 # Flow-GRPO's: a reward is the logit (100 times the cosine for OpenAI's models) over this. 100 gives their plain cosine.
 LOGIT_DIVISOR = 30.0
@@ -27,6 +31,7 @@ class ClipModel:
 
     def __init__(self, parts: ClipParts):
         self._parts = parts
+        self.source: object = None  # what it was made of, where that must live as long
         self._lock = threading.Lock()
         self._texts: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
 
@@ -132,14 +137,13 @@ def check_divisor(logit_divisor: float) -> None:
 
 
 def finite_rewards(rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """Rewards (B,) with the mean of the finite ones in the place of the others, and valid (B,).
-
-    Raises RuntimeError where none is finite.
-    """
+    """Rewards (B,) with a placeholder in the place of those that are not finite, and valid (B,)."""
     valid = rewards.isfinite()
-    if not valid.any():
-        raise RuntimeError("no image of the batch has a finite CLIP score; load the model in bfloat16 or float32")
-    return torch.where(valid, rewards, rewards[valid].mean()), valid
+    if not valid.all():
+        logger.warning(
+            "%d of %d CLIP scores are not finite; bfloat16 or float32 helps", (~valid).sum().item(), len(valid)
+        )
+    return mean_where_invalid(rewards, valid), valid
 
 
 def _scaled(contributions: Contributions | None, scale: Tensor) -> Contributions | None:

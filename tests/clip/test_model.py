@@ -218,3 +218,14 @@ def test_tiny_gradients_survive_fp16(images):
 
 def test_clip_model_is_what_load_gives(clip):
     assert isinstance(clip, ClipModel) and clip.tower.grid == (4, 4) and clip.tower.num_blocks == 3
+
+
+def test_loaded_model_in_two_dtypes_leaves_the_first_as_it_was(images):
+    model, tokenizer = make_clip()
+    first = load_clip((model, tokenizer))
+    before = first.trace(images, PROMPTS).logits
+    half = load_clip((model, tokenizer), dtype="bfloat16")
+    assert half.tower.dtype == torch.bfloat16 and first.tower.dtype == torch.float32
+    assert all(weight.dtype == torch.float32 for weight in model.parameters())
+    assert torch.equal(first.trace(images, PROMPTS).logits, before)
+    assert load_clip((model, tokenizer), dtype="bfloat16") is half
