@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from .futures import then
-from .score import Score, check_images
+from .score import Score, check_images, mean_where_invalid
 from .text_maps.box_map import Strips, blend_boxes, text_area
 from .text_maps.character_strips import character_strips
 from .text_maps.engine import OcrEngine, TextLine
 from .text_maps.line_match import LineMatch, match_lines
+from .text_maps.readable import PromptReader
 from .text_maps.reader import make_reader
-from .text_maps.targets import Normalisation, batch_targets, normalise
+from .text_maps.targets import Normalisation
 
 
 class OcrMapScorer:
@@ -69,10 +70,10 @@ class OcrMapScorer:
         for name, penalty in penalties.items():
             if not 0 <= penalty <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {penalty}; 0 turns it off")
-        normalise("", normalisation)  # refuses an unknown one now
         options = dict(engine_options or {})
         if per_character and isinstance(engine, str):  # an OcrEngine was built with or without them
             options["characters"] = True
+        self._prompts = PromptReader(engine, options, normalisation)
         self._reader = make_reader(engine, num_workers, **options)
         self._reward_bg = reward_bg
         self._mask_sigma = mask_sigma
@@ -93,9 +94,13 @@ class OcrMapScorer:
     ) -> Future[Score]:
         """Begin to score. Bad input raises here, before any reading."""
         check_images(images, prompts, metadata)
-        targets = batch_targets(prompts, metadata, self._normalisation)
+        targets = self._prompts.targets(prompts, metadata)
         size, device = tuple(images.shape[2:]), images.device
         return then(self._reader.submit(images), lambda read: self._score(read, targets, size, device))
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Raises PromptErrors with every prompt whose text cannot be told, or that the engine cannot read."""
+        self._prompts.check_prompts(prompts, metadata)
 
     def _score(
         self,
@@ -112,8 +117,7 @@ class OcrMapScorer:
             measured.append(_measured(lines, match, size))
             maps.append(self._map(lines, match, size))
         details = {name: torch.tensor([float(row[name]) for row in measured]) for name in measured[0]}  # (B,) each
-        details = {name: torch.where(valid, values, values[valid].mean()) for name, values in details.items()}
-        details = {name: values.to(device) for name, values in details.items()}
+        details = {name: mean_where_invalid(values, valid).to(device) for name, values in details.items()}
         return Score(
             reward=details["reward"],
             reward_map=torch.stack(maps).to(device),  # (B, H, W)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from .futures import then
-from .score import Score, check_images
+from .score import Score, check_images, mean_where_invalid
 from .text_maps.engine import OcrEngine, TextLine
+from .text_maps.readable import PromptReader
 from .text_maps.reader import make_reader
-from .text_maps.targets import Normalisation, batch_targets, edit_distance, normalise
+from .text_maps.targets import Normalisation, edit_distance, normalise
 
 
 def text_accuracy(text: str, target: str) -> float:
@@ -43,7 +44,7 @@ class OcrScorer:
         num_workers: int = 0,
         engine_options: Mapping[str, Any] | None = None,
     ):
-        normalise("", normalisation)  # refuses an unknown one now
+        self._prompts = PromptReader(engine, engine_options or {}, normalisation)
         self._reader = make_reader(engine, num_workers, **(engine_options or {}))
         self._normalisation = normalisation
 
@@ -60,10 +61,14 @@ class OcrScorer:
         check_images(images, prompts, metadata)
         targets = [
             [normalise(target, self._normalisation) for target in wanted]
-            for wanted in batch_targets(prompts, metadata, self._normalisation)
+            for wanted in self._prompts.targets(prompts, metadata)
         ]
         device = images.device
         return then(self._reader.submit(images), lambda read: self._score(read, targets, device))
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Raises PromptErrors with every prompt whose text cannot be told, or that the engine cannot read."""
+        self._prompts.check_prompts(prompts, metadata)
 
     def _score(
         self, read: Sequence[Sequence[TextLine] | None], targets: Sequence[Sequence[str]], device: torch.device
@@ -75,7 +80,7 @@ class OcrScorer:
             accuracy.append(sum(text_accuracy(text, target) for target in wanted) / len(wanted))
             exact.append(sum(text == target for target in wanted) / len(wanted))
         reward, exact = (
-            torch.where(valid, values, values[valid].mean()).to(device)
+            mean_where_invalid(values, valid).to(device)
             for values in torch.tensor([accuracy, exact], dtype=torch.float32)
         )
         return Score(reward=reward, valid=valid.to(device), details={"exact": exact})

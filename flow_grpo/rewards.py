@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .clip.map_scorer import score_together
+from .clip.model import ClipModel
 from .futures import done, then
-from .score import Score, Scorer
+from .score import PromptErrors, Score, Scorer
 from .scorers import make_scorer, score_extras
 
 MultiScore = Callable[..., tuple[dict[str, Tensor], dict[str, Any]]]
@@ -25,7 +26,7 @@ class WeightedScorers:
         passes = {}
         for name, scorer in scorers.items():
             if not hasattr(scorer, "submit"):
-                passes.setdefault(id(getattr(scorer, "clip", scorer)), []).append(name)
+                passes.setdefault(id(scorer.clip if _is_traced(scorer) else scorer), []).append(name)
         self._passes = list(passes.values())
 
     def __call__(
@@ -51,17 +52,42 @@ class WeightedScorers:
             else:
                 scores = [self._scorers[names[0]](*batch)]
             begun |= zip(names, map(done, scores), strict=True)
-        return {name: then(begun[name], _checked(name, len(images))) for name in self._scorers}
+        return {name: then(begun[name], _checked(name, images)) for name in self._scorers}
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Raises PromptErrors with every prompt that one of the scorers cannot score, as far as they can tell."""
+        faults = {}
+        for name, scorer in self._scorers.items():
+            if hasattr(scorer, "check_prompts"):
+                try:
+                    scorer.check_prompts(prompts, metadata)
+                except PromptErrors as error:
+                    faults |= {index: f"{name}: {fault}" for index, fault in error.faults.items()}
+        if faults:
+            raise PromptErrors(dict(sorted(faults.items())), len(prompts))
 
 
-def _checked(name: str, batch_size: int) -> Callable[[Score], Score]:
+def _is_traced(scorer: Scorer) -> bool:
+    """Whether a scorer makes its Score of a pass that others may share; an attribute `clip` alone says nothing."""
+    return (
+        isinstance(getattr(scorer, "clip", None), ClipModel) and hasattr(scorer, "request") and hasattr(scorer, "score")
+    )
+
+
+def _checked(name: str, images: Tensor) -> Callable[[Score], Score]:
     """A function that gives a Score back where it fits the batch."""
 
     def check(score: Score) -> Score:
         if not isinstance(score, Score):
             raise RuntimeError(f"scorer {name!r} gave {type(score).__name__}; it must give a Score")
-        if len(score.reward) != batch_size:
-            raise RuntimeError(f"scorer {name!r} gave {len(score.reward)} rewards for {batch_size} images; mend it")
+        if len(score.reward) != len(images):
+            raise RuntimeError(f"scorer {name!r} gave {len(score.reward)} rewards for {len(images)} images; mend it")
+        if score.reward_map is not None and score.reward_map.shape[1:] != images.shape[2:]:
+            height, width = images.shape[2:]
+            raise RuntimeError(
+                f"scorer {name!r} gave a map of {score.reward_map.shape[1]} x {score.reward_map.shape[2]} pixels for images of "
+                f"{height} x {width}; resize the map to the image"
+            )
         return score
 
     return check

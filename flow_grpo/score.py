@@ -81,6 +81,18 @@ class Score:
         )
 
 
+class PromptErrors(ValueError):
+    """Prompts of a data set that a scorer cannot score.
+
+    faults: {index of the prompt: what is wrong with it}. number: of the prompts that were checked.
+    """
+
+    def __init__(self, faults: Mapping[int, str], number: int):
+        self.faults, self.number = dict(faults), number
+        shown = [f"prompt {index}: {fault}" for index, fault in list(self.faults.items())[:3]]
+        super().__init__(f"{len(self.faults)} of {number} prompts cannot be scored: {'; '.join(shown)}")
+
+
 class Scorer(Protocol):
     """Anything that scores images: called from several threads, it keeps no state between calls."""
 
@@ -90,7 +102,8 @@ class Scorer(Protocol):
         """Score images (B, 3, H, W), float in [0, 1], against one prompt (and one metadata mapping, if any) per image.
 
         The score's tensors are on the images' device. A scorer that works in other processes may also have `submit`, which
-        takes the same, returns at once and gives a `concurrent.futures.Future` of the Score.
+        takes the same, returns at once and gives a `concurrent.futures.Future` of the Score. A scorer that cannot score every
+        prompt has `check_prompts(prompts, metadata)`, which raises PromptErrors with all those that it cannot.
         """
 
 
@@ -147,6 +160,11 @@ def _to_array(picture: Any) -> np.ndarray:
 
 # The last images, their version and their levels, while the images live: several scorers ask for the same.
 _last_levels: tuple[weakref.ref, int, np.ndarray] | None = None
+
+
+def mean_where_invalid(values: Tensor, valid: Tensor) -> Tensor:
+    """Numbers of a batch (B,) with a placeholder where they are not valid: the mean of the others, or 0 without any."""
+    return torch.where(valid, values, values[valid].mean() if valid.any() else 0.0)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flow_grpo.ocr_scorer import OcrScorer, text_accuracy
+from flow_grpo.score import PromptErrors
 from flow_grpo.text_maps.engine import TextLine
 
 PROMPT = 'a sign that says "Big Hut"'
@@ -80,12 +81,22 @@ def test_image_that_cannot_be_read_is_not_valid_and_takes_the_mean_of_the_others
     assert score.details["exact"].tolist() == pytest.approx([1, 0.5, 0])
 
 
-def test_engine_that_reads_no_image_raises_and_gives_no_low_reward():
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_batch_without_a_readable_image_is_marked_invalid(batch_size):
     def engine(image):
         raise OSError("session lost")
 
-    with pytest.raises(RuntimeError, match="none of 1 images"):
-        OcrScorer(engine)(torch.rand(1, 3, 8, 8), [PROMPT])
+    score = OcrScorer(engine)(torch.rand(batch_size, 3, 8, 8), [PROMPT] * batch_size)
+    assert not score.valid.any() and not score.map_valid.any() and score.reward.tolist() == [0] * batch_size
+
+
+def test_prompts_of_a_data_set_are_checked_together():
+    scorer = OcrScorer(lambda image: [])
+    prompts = [PROMPT, "a red circle", 'a "SALE" and "OPEN', "a hut"]
+    with pytest.raises(PromptErrors, match="3 of 4 prompts cannot be scored: prompt 1: .* no quoted text") as error:
+        scorer.check_prompts(prompts)
+    assert list(error.value.faults) == [1, 2, 3] and "cannot be paired" in error.value.faults[2]
+    scorer.check_prompts(prompts, [{"targets": ["HUT"]}] * 4)
 
 
 def test_submitted_images_are_scored_when_asked_for(rapidocr_engine, draw_text):

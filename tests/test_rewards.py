@@ -8,7 +8,7 @@ import torch
 from flow_grpo.clip.load import load_clip
 from flow_grpo.clip.model import ClipModel
 from flow_grpo.rewards import WeightedScorers, make_scorers, multi_score
-from flow_grpo.score import Score
+from flow_grpo.score import PromptErrors, Score
 from flow_grpo.scorers import make_scorer
 from flow_grpo.text_maps.engine import TextLine
 from tests.clip_models import make_clip
@@ -149,3 +149,36 @@ def test_scorers_of_one_clip_model_share_a_pass_and_score_as_alone(monkeypatch):
     apart = multi_score("cpu", dict.fromkeys(names, 1.0), own)
     apart(IMAGES, PROMPTS)
     assert len(passes) == 3
+
+
+class Plain:
+    """A scorer of a user's own, whose attribute `clip` is no business of ours."""
+
+    clip = "a shared setting"
+
+    def __init__(self, value, map_size=None):
+        self.value, self.map_size = value, map_size
+
+    def __call__(self, images, prompts, metadata=None):
+        maps = None if self.map_size is None else torch.zeros(len(images), *self.map_size)
+        return Score(torch.full((len(images),), self.value), maps, None if maps is None else "reward")
+
+
+def test_scorers_of_a_users_own_may_share_an_attribute_named_clip():
+    scores = WeightedScorers({"one": Plain(1.0), "two": Plain(2.0)}, {"one": 1, "two": 1})(IMAGES, PROMPTS)
+    assert scores["one"].reward.tolist() == [1, 1] and scores["two"].reward.tolist() == [2, 2]
+
+
+def test_map_of_another_size_than_the_images_is_refused_by_the_scorers_name():
+    scorers = WeightedScorers({"small": Plain(1.0, map_size=(8, 8))}, {"small": 1})
+    with pytest.raises(RuntimeError, match="scorer 'small' gave a map of 8 x 8 pixels for images of 16 x 16; resize"):
+        scorers(IMAGES, PROMPTS)
+    assert WeightedScorers({"fit": Plain(1.0, map_size=(16, 16))}, {"fit": 1})(IMAGES, PROMPTS)
+
+
+def test_prompts_are_checked_by_each_scorer_that_can():
+    scorers = make_scorers("cpu", {"ocr": 1.0, "jpeg_compressibility": 1.0}, {"ocr": ENGINE})
+    scorers.check_prompts(PROMPTS)
+    with pytest.raises(PromptErrors, match="ocr: the prompt has no quoted text") as error:
+        scorers.check_prompts([*PROMPTS, "a hut"], [{}] * 3)
+    assert list(error.value.faults) == [2]

@@ -157,10 +157,8 @@ def read_twice(engine: OcrEngine, image: np.ndarray) -> Outcome:
 
 
 def lines_of(outcomes: Sequence[Outcome]) -> list[list[TextLine] | None]:
-    """The lines of a batch, None for each image that failed, which is logged; raises where all of them did."""
+    """The lines of a batch, None for each image that failed, which is logged."""
     errors = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, Exception)}
-    if errors and len(errors) == len(outcomes):
-        raise RuntimeError(f"none of {len(outcomes)} images could be read") from outcomes[-1]
     for index, error in errors.items():
         logger.warning("image %d of %d could not be read: %s: %s", index, len(outcomes), type(error).__name__, error)
     return [None if index in errors else lines for index, lines in enumerate(outcomes)]

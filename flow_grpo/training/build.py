@@ -13,7 +13,7 @@ from config.validation import Geometry
 from flow_grpo.rewards import WeightedScorers, make_scorers
 from flow_grpo.training import checkpoint
 from flow_grpo.training.credit import CreditRule, assign_credit
-from flow_grpo.training.data import GroupSampler, load_metadata, load_prompts
+from flow_grpo.training.data import GroupSampler, check_data, load_metadata, load_prompts
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.ema import ExponentialMovingAverage
 from flow_grpo.training.policies.base import Policy
@@ -61,6 +61,7 @@ def build(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Di
     resume_path = _resume_path(config, distributed)
     # The scorers come before the weights: a missing engine should not cost a download.
     scorers = make_scorers(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict())
+    check_data(scorers, config.dataset, config.num_eval_prompts)
     _try_scorers(scorers, config, sampler, distributed.device)
     policy = _policy(config, distributed.device)
     optimizer = torch.optim.AdamW(
@@ -142,6 +143,8 @@ def _try_scorers(
     """Score one grey image, so that what fails at every image, or gives no map to weigh by, fails now."""
     grey = torch.full((1, 3, config.resolution, config.resolution), 0.5, device=device)
     scores = scorers(grey, sampler.prompts[:1], sampler.metadata[:1])
+    if failed := [name for name, score in scores.items() if not score.valid.all()]:
+        raise RuntimeError(f"{', '.join(failed)} could not score a grey image; the log says why")
     needs = {
         "advantage.mode": (config.advantage.mode, "scalar"),
         "train.spatial_kl": (config.train.spatial_kl, 0.0),

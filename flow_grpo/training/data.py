@@ -4,17 +4,22 @@ Everything is a function of (seed, epoch): nothing has to be stored for a run to
 of processes changes neither the prompts of an epoch, nor their groups, nor the noise of a sample.
 """
 
+import codecs
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from flow_grpo.rewards import WeightedScorers
+from flow_grpo.score import PromptErrors
 from flow_grpo.training.seeds import sample_seed, seeded
 
 # What a split's file may be called; the last is Flow-GRPO's name for its GenEval prompts.
 _ENDINGS = (".txt", ".jsonl", "_metadata.jsonl")
+NUM_SHOWN = 5  # prompts that a message names
 
 
 def load_prompts(folder: str | Path, split: str) -> list[str]:
@@ -24,7 +29,7 @@ def load_prompts(folder: str | Path, split: str) -> list[str]:
     mapping with a "prompt" a line. Raises ValueError where none or several of them stand in the folder, where the file is
     empty, and, with file and line, where a line cannot be read.
     """
-    return [prompt for prompt, _ in _read(folder, split)]
+    return [row.prompt for row in _read(folder, split)]
 
 
 def load_metadata(folder: str | Path, split: str) -> list[dict[str, Any]]:
@@ -33,20 +38,57 @@ def load_metadata(folder: str | Path, split: str) -> list[dict[str, Any]]:
     Of a line of JSON it is the value of "metadata", or, where there is no such key, the whole line, as Flow-GRPO hands its
     GenEval prompts to the scorer. Of a line of text it is empty.
     """
-    return [metadata for _, metadata in _read(folder, split)]
+    return [row.metadata for row in _read(folder, split)]
 
 
-def _read(folder: str | Path, split: str) -> list[tuple[str, dict[str, Any]]]:
+def check_data(scorers: WeightedScorers, folder: str | Path, num_eval_prompts: int) -> None:
+    """Refuse a data set with prompts that the scorers cannot score, with the file and the line of each.
+
+    num_eval_prompts: how many of the test prompts the run uses; 0: all.
+    """
+    for split, number in (("train", None), ("test", num_eval_prompts or None)):
+        rows = _read(folder, split)[:number]
+        try:
+            scorers.check_prompts([row.prompt for row in rows], [row.metadata for row in rows])
+        except PromptErrors as error:
+            shown = [f"{rows[index].place}: {fault}" for index, fault in list(error.faults.items())[:NUM_SHOWN]]
+            others = len(error.faults) - len(shown)
+            raise ValueError(
+                f"{len(error.faults)} of {error.number} prompts cannot be scored: {'; '.join(shown)}"
+                + (f"; and {others} more" if others else "")
+            ) from error
+
+
+class _Row(NamedTuple):
+    """A prompt, what scorers are told beside it, and where it stands: "file:line"."""
+
+    prompt: str
+    metadata: dict[str, Any]
+    place: str
+
+
+def _read(folder: str | Path, split: str) -> list[_Row]:
     path = _split_file(Path(folder), split)
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".txt":
-        rows = [(line.strip(), {}) for line in text.splitlines() if line.strip()]
-    else:  # not splitlines: JSON's texts may hold other characters that it takes for the end of a line
-        lines = enumerate(text.split("\n"), 1)
-        rows = [_parse_json(line, f"{path}:{number}") for number, line in lines if line.strip()]
+    rows = []
+    for number, line in enumerate(_lines(path), 1):
+        place = f"{path}:{number}"
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{place}: not UTF-8 ({error}); save the file in UTF-8") from error
+        if text:
+            rows.append(_Row(*((text, {}) if path.suffix == ".txt" else _parse_json(text, place)), place))
     if not rows:
         raise ValueError(f"{path} holds no prompts; write one a line")
     return rows
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a file; nothing but the ends of lines in a text file ends one: str.splitlines knows seven more."""
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{path}:1: UTF-16, not UTF-8; save the file in UTF-8")
+    return re.split(rb"\r\n|\n|\r", data.removeprefix(codecs.BOM_UTF8))
 
 
 def _split_file(folder: Path, split: str) -> Path:

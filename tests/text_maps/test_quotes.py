@@ -113,9 +113,7 @@ def test_quotes_of_our_own_prompts_are_in_no_doubt(name, split):
 
 
 WORDS = st.sampled_from(["SALE", "Open 24", "don't stop", "7 PM", "HELLO, WORLD!", "(x)", "3.5", "the '90s", "你好"])
-PLACES = st.sampled_from(
-    ["a sign that says {}", "{}", "Write {}, please", "({}) at dusk", "it's Bob's {}.", "招牌{}在墙上"]
-)
+PLACES = st.sampled_from(["a sign that says {}", "{}", "Write {}, please", "({}) at dusk", "it's Bob's {}."])
 
 
 @given(st.lists(st.tuples(PLACES, WORDS, st.sampled_from([*QUOTES, "''", "‘’"])), min_size=1, max_size=4))

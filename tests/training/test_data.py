@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flow_grpo.training.data import GroupSampler, load_metadata, load_prompts
+from flow_grpo.rewards import make_scorers
+from flow_grpo.training.data import GroupSampler, check_data, load_metadata, load_prompts
 
 
 def sampler(**changes):
@@ -145,3 +146,48 @@ def test_a_missing_or_empty_file_is_refused_by_its_path(tmp_path, name):
     (tmp_path / name).write_text("\n  \n")
     with pytest.raises(ValueError, match=f"{name} holds no prompts"):
         load_prompts(tmp_path, "test")
+
+
+PROMPT = 'a sign that says "ONE"'
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "prompts"),
+    [
+        ("train.txt", f"{PROMPT}\n".encode("utf-8-sig"), [PROMPT]),
+        ("train.jsonl", json.dumps({"prompt": PROMPT}).encode("utf-8-sig"), [PROMPT]),
+        ("train.txt", f"\r\n{PROMPT}\r\n\r\n".encode(), [PROMPT]),
+        ("train.txt", f"{PROMPT}\rtwo\r".encode(), [PROMPT, "two"]),
+        ("train.txt", "a\u0085 b\u2028c\u2029d\x0be\x0cf\x1cg\n".encode(), ["a\u0085 b\u2028c\u2029d\x0be\x0cf\x1cg"]),
+    ],
+    ids=["mark", "mark before JSON", "CRLF", "CR", "line ends of others"],
+)
+def test_prompts_are_read_as_editors_write_them(name, data, prompts, tmp_path):
+    (tmp_path / name).write_bytes(data)
+    assert load_prompts(tmp_path, "train") == prompts
+
+
+@pytest.mark.parametrize(
+    ("data", "where"),
+    [
+        ("a sign\na CAF\xc9\n".encode("latin-1"), "train.txt:2: not UTF-8"),
+        ("a sign".encode("utf-16"), "train.txt:1: UTF-16"),
+    ],
+    ids=["Latin-1", "UTF-16"],
+)
+def test_other_encodings_are_refused_with_file_and_line(data, where, tmp_path):
+    (tmp_path / "train.txt").write_bytes(data)
+    with pytest.raises(ValueError, match=f"{where}.*; save the file in UTF-8"):
+        load_prompts(tmp_path, "train")
+
+
+def test_prompts_that_cannot_be_scored_are_refused_with_file_and_line(tmp_path):
+    (tmp_path / "train.txt").write_text(f"{PROMPT}\n\na red circle\n{PROMPT}\n" + "no text\n" * 5)
+    (tmp_path / "test.txt").write_text(f"{PROMPT}\nno text\n")
+    scorers = make_scorers("cpu", {"ocr": 1.0}, {"ocr": {"engine": lambda image: []}})
+    with pytest.raises(ValueError, match=r"6 of 8 prompts .*train.txt:3: ocr: .*train.txt:5: .*; and 1 more"):
+        check_data(scorers, tmp_path, num_eval_prompts=1)
+    (tmp_path / "train.txt").write_text(f"{PROMPT}\n")
+    check_data(scorers, tmp_path, num_eval_prompts=1)
+    with pytest.raises(ValueError, match=r"test.txt:2"):
+        check_data(scorers, tmp_path, num_eval_prompts=0)
