@@ -5,23 +5,27 @@ accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map
     --config.resume_from=latest
 """
 
-from absl import app, flags
-from ml_collections import config_flags
+import sys
+from pathlib import Path
+
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from config.command_line import parse
+from config.options import help_text
 from config.validation import resolve
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.interrupt import keep_printing
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string="config/grpo.py:NAME; fields by --config.FIELD=VALUE")
+ROOT = Path(__file__).parent
 
 
 @record  # so that the launcher's last words hold the error
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; fields are set by --config.FIELD=VALUE")
+def main(arguments: list[str]) -> None:
+    if {"--help", "-h"} & set(arguments):
+        print(help_text())
+        return
     keep_printing()
-    config, geometry = resolve(CONFIG.value, Distributed.launched_processes())
+    config, geometry = resolve(parse(arguments), Distributed.launched_processes())
     # The trainer brings diffusers and the rest; what is wrong with a configuration is said before.
     from flow_grpo.training.quiet import silence_known_noise
 
@@ -32,6 +36,19 @@ def main(argv: list[str]) -> None:
     Trainer(build(config, geometry, Distributed(config.mixed_precision))).train()
 
 
+def is_users(error: BaseException) -> bool:
+    """Whether a line of this project refused something: its message says all that a user needs."""
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = Path(trace.tb_frame.f_code.co_filename).resolve()
+    return isinstance(error, ValueError | ImportError) and raised_in.is_relative_to(ROOT)
+
+
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    try:
+        main(sys.argv[1:])
+    except Exception as error:
+        if not is_users(error):
+            raise
+        sys.exit(f"train_sd3.py: {error}")

@@ -1,93 +1,315 @@
-"""Every field of a run, once: its default, its unit, what it does. `config/grpo.py` has the runs, as changes to this.
+"""Every field of a run, once: its default, its range, what it does. `config/grpo.py` has the runs, as changes to this.
 
-Any field can be set from the command line, `--config.seed=1`; what scorers a run has, and their options, in a run of
-`config/grpo.py`.
+Any field can be set from the command line, `--config.seed=1`. docs/options.md is made of this file by
+`python -m config.options`.
 """
+
+from typing import Any
 
 import ml_collections
 
+from config.section import Section, field
+from flow_grpo.training.advantages import COMBINES, CONTROLS, EVIDENCE, MODES
+from flow_grpo.training.objective import RATIOS
+from flow_grpo.training.policies.families import FAMILIES
+from flow_grpo.training.sde import KINDS
+
+
+class Run(Section):
+    """The run"""
+
+    run_dir: str = field(
+        "",
+        "Folder of everything that the run writes; empty: `runs/<name>`. A folder that holds a run is refused; "
+        "other files in it stay beside the run's.",
+    )
+    name: str = field("base", "Of the configuration; the run of `config/grpo.py` sets it.")
+    seed: int = field(
+        42,
+        "Draws prompts, noise and the LoRA's first weights. The same seed on the same machine is the same run, "
+        "bit for bit.",
+    )
+    num_epochs: int = field(1000, "An epoch is one rollout of all groups and its updates.", gt=0)
+    resume_from: str = field(
+        "",
+        "`latest`, or a checkpoint's folder. Another number of processes may go on with it, `num_gpus` and "
+        "`batch_size` may change, and so may what does not change the training (`num_epochs`, `save_every`, ...); "
+        "anything else is refused by name.",
+    )
+    save_every: int = field(10, "Epochs between checkpoints. A run that is killed loses at most these.", gt=0)
+    keep_checkpoints: int = field(3, "The newest stay.", gt=0)
+    eval_every: int = field(
+        10,
+        "Epochs between evaluations on the test prompts, by the ODE, with the averaged weights; 0: never.",
+        ge=0,
+    )
+    samples_every: int = field(
+        10,
+        "Epochs between tables of the first 16 samples of the main process's rollout: image, maps, reward, "
+        "advantage; 0: never. With one map at 512 px a table holds 32 pictures, of the order of 10 MB.",
+        ge=0,
+    )
+    wandb_project: str = field(
+        "flow_grpo",
+        "wandb is online where there is a key (`wandb login`, `WANDB_API_KEY`), else offline; `WANDB_MODE` "
+        "decides otherwise. Where its server does not answer, the run is offline with one warning; where its "
+        "process dies, the run goes on without it. `metrics.jsonl` and `images/` have everything in any case.",
+    )
+
+
+class Model(Section):
+    """The model"""
+
+    policy: str = field("sd3", "Model family: `sd3` (SD3, SD3.5) or `flux`.", choices=FAMILIES)
+    model: str = field("", "Hub id or folder of a diffusers pipeline.")
+    resolution: int = field(512, "Pixels, square; a multiple of a token's (16 for SD3.5). Flow-GRPO's is 512.", gt=0)
+    max_sequence_length: int = field(
+        256,
+        "T5 tokens of a prompt; diffusers' default. Flow-GRPO takes 128, and so do our runs.",
+        gt=0,
+    )
+    mixed_precision: str = field(
+        "no",
+        "Of the frozen weights and the forward pass. Flow-GRPO prefers `fp16` to `bf16` for SD3.5: the ratio is "
+        "closer to 1. The LoRA, latents and log-probs are fp32 in any case.",
+        choices=("no", "fp16", "bf16"),
+    )
+    lora_rank: int = field(32, "Flow-GRPO's for SD3.5 (64 for FLUX).", gt=0)
+    lora_alpha: int = field(64, "Flow-GRPO's: the LoRA is scaled by alpha / rank.", gt=0)
+    gradient_checkpointing: bool = field(
+        False,
+        "Activations are computed again in the backward pass. When memory does not hold the batch.",
+    )
+    compile: bool = field(
+        False,
+        "torch.compile of the transformer's blocks, forward and backward: minutes at the start, again for another "
+        "batch size. For long runs on GPUs. The ratio still starts at exactly 1. A rollout then holds the memory "
+        "of an update's forward pass, unless `gradient_checkpointing` is on.",
+    )
+
+
+class Prompts(Section):
+    """The prompts"""
+
+    dataset: str = field(
+        "",
+        "Folder with train and test: `.txt`, a prompt a line (Flow-GRPO's), or `.jsonl`, mappings with `prompt` "
+        'and `metadata` that scorers are given, such as `{"targets": ["SALE"]}`.',
+    )
+    num_eval_prompts: int = field(256, "The first of the test prompts; 0: all.", ge=0)
+    prompt_cache: str = field(
+        "",
+        "Folder that keeps every prompt's embedding. When runs share prompts, or T5 is a good part of an epoch. A "
+        "model trained anew under the same name wants another folder.",
+    )
+    prompt_cache_gib: float = field(
+        4.0,
+        "Embeddings kept in the memory of each process. About 1.7 MB a prompt for SD3.5 with 128 T5 tokens in "
+        "fp16, by their shapes.",
+        ge=0,
+    )
+
+
+class Batch(Section):
+    """The batch"""
+
+    num_gpus: int = field(
+        1,
+        "Processes, which must be what the launcher starts. For 1, 4, 8 and 32 it fills in the next two.",
+        gt=0,
+    )
+    num_groups: int = field(48, "Prompts an epoch; Flow-GRPO's.", gt=0)
+    group_size: int = field(
+        0,
+        "Images a prompt, compared with each other; 0: Flow-GRPO's for `num_gpus` (8, 16, 24, 24).",
+        ge=0,
+    )
+    batch_size: int = field(
+        0,
+        "Images a process samples, and trains on, at a time; 0: by `num_gpus` (8, 8, 9, 9). One size for both, so "
+        "that the ratio starts at exactly 1.",
+        ge=0,
+    )
+    updates_per_epoch: int = field(2, "Optimizer steps an epoch; Flow-GRPO's. 1 is fully on-policy.", gt=0)
+
+
+class Sampling(Section):
+    """Sampling"""
+
+    num_steps: int = field(10, "Denoising steps of a rollout; Flow-GRPO's (6 for FLUX).", gt=0)
+    eval_num_steps: int = field(40, "Of an evaluation.", gt=0)
+    guidance_scale: float = field(
+        4.5,
+        "Classifier-free guidance, in sampling and training alike; 1: none, which halves the cost (Flow-GRPO- "
+        "Fast). FLUX takes it as an embedding.",
+        ge=1,
+    )
+    noise_level: float = field(
+        0.7,
+        "Of the SDE; Flow-GRPO's (0.9 for FLUX, 0.8 with `cps`). More explores more and blurs the images that are "
+        "scored.",
+        gt=0,
+    )
+    sde: str = field(
+        "flow",
+        "`flow` (Flow-GRPO, arXiv:2505.05470) or `cps`, which keeps the noise that the schedule expects "
+        "(arXiv:2509.05952) and so scores cleaner images.",
+        choices=KINDS,
+    )
+    sde_window_size: int = field(
+        0,
+        "So many steps in a row are stochastic and trained, the others follow the ODE (Flow-GRPO-Fast: 3; "
+        "MixGRPO, arXiv:2507.21802). 0: all are stochastic. When the update is the larger part of an epoch.",
+        ge=0,
+    )
+    sde_window_range: tuple[int, int] = field(
+        (0, 0),
+        "Where the window may lie, drawn anew each epoch, the same for all images; Flow-GRPO-Fast: (0, 5).",
+    )
+    same_start: bool = field(
+        False,
+        "Siblings start from one latent and differ by the steps' noise alone, which is what the log-probs see. "
+        "Our tiny runs have it.",
+    )
+
+
+class Rewards(Section):
+    """Rewards"""
+
+    rewards: dict[str, float] = field(
+        {},
+        "`{scorer: weight}`, summed. Registered names, `package.module:factory`, or `remote:URL` ([remote "
+        "rewards](remote-rewards.md)).",
+    )
+    reward_options: dict[str, dict[str, Any]] = field(
+        {},
+        "`{scorer: {option: value}}`. [OCR](ocr-rewards.md), [CLIP](clip-maps.md).",
+    )
+
+
+class Advantage(Section):
+    """Token advantages"""
+
+    std: str = field(
+        "global",
+        "Rewards are centred in their group and divided by the std of all the epoch's (`global`, Flow-GRPO) or of "
+        "the group's own (`group`, GRPO). `group` makes easy and hard prompts count alike.",
+        choices=("global", "group"),
+    )
+    combine: str = field(
+        "sum",
+        "Several rewards: `sum` is Flow-GRPO's weighted sum, divided by one std. `each` divides every reward by "
+        "its own std in its group before it is weighted, then the sum by the batch's (GDPO, arXiv:2601.05242): no "
+        "reward is drowned by another's scale. In both, each reward's part lies where its own map says.",
+        choices=COMBINES,
+    )
+    mode: str = field(
+        "weight",
+        "`scalar`: Flow-GRPO. `weight`: the map says where praise and blame go, the image's mean stays. "
+        "`residual`: compares siblings place by place, for reward maps; it still learns where a whole group has "
+        "one score.",
+        choices=MODES,
+    )
+    evidence: str = field(
+        "own",
+        "Of mode `weight`. `own`: an image's map alone. `group`: joined with the mean of its siblings', so that "
+        "an image that shows no text at all is blamed where its siblings have theirs.",
+        choices=EVIDENCE,
+    )
+    control: str = field(
+        "none",
+        "A wrong map on purpose, to ask whether the right one helps: `rolled` (moved, each group by a drawn "
+        "offset), `shuffled` (another group's), `inverted`, `constant` (no map at all). Stands in the run's name.",
+        choices=CONTROLS,
+    )
+    alpha: float = field(0.5, "Strength of the map: 0 is `scalar`, 1 puts all credit where the map says.", ge=0, le=1)
+    fade: float = field(
+        0.0,
+        "Alpha falls as (1 - sigma) ** fade: a map of the final image is poor credit for early layout steps.",
+        ge=0,
+    )
+    w_max: float = field(8.0, "No token has more weight, with a mean of 1.", ge=1)
+    clip_max: float = field(5.0, "Advantages are clamped to +- this; Flow-GRPO's.", gt=0)
+
+
+class Update(Section):
+    """The update"""
+
+    num_steps: int = field(
+        0,
+        "Steps of a rollout that are trained on; 0: the window's, or all but the last (Flow-GRPO).",
+        ge=0,
+    )
+    ratio: str = field(
+        "gspo_token",
+        "`image` (Flow-GRPO; with `scalar` alone), `gspo_token` (arXiv:2507.18071): the image's ratio in value "
+        "and clip, each token's own gradient. `token` (GRPO): a ratio a token.",
+        choices=RATIOS,
+    )
+    clip_range: float = field(
+        0.0001,
+        "Of the ratio; Flow-GRPO's. `token` wants sqrt(tokens) times as much (3.2e-3 at 512 px), `ratio_norm` "
+        "about 2e-6, Flow-GRPO-Fast 1e-5.",
+        gt=0,
+    )
+    ratio_norm: bool = field(
+        False,
+        "RatioNorm of GRPO-Guard (arXiv:2510.22319): the log-ratio without its bias and with one spread at all "
+        "steps, the loss divided by the step. Against over-optimisation; with `advantage.std=group` and "
+        "`train.beta=0` there.",
+    )
+    skip_zero_advantages: bool = field(
+        False,
+        "No forward for images that earned nothing (a group with equal rewards). The same gradient for less time; "
+        "with `train.beta=0` alone, since the KL of such images would be lost.",
+    )
+    beta: float = field(
+        0.04,
+        "Weight of the KL to the base model; Flow-GRPO's for OCR (0.01 for PickScore). 0: no KL and no forward of "
+        "the base.",
+        ge=0,
+    )
+    exact_kl: bool = field(
+        False,
+        "Keep the step's length in the KL's variance. Flow-GRPO leaves it out, and its betas are tuned to that.",
+    )
+    spatial_kl: float = field(
+        0.0,
+        "How much less KL the rewarded region of the maps gets, and how much more the rest, with a mean of 1. "
+        "Against a reward that is earned by emptying the scene around it.",
+        ge=0,
+        le=1,
+    )
+    learning_rate: float = field(0.0003, "AdamW; Flow-GRPO's.", gt=0)
+    weight_decay: float = field(0.0001, "Flow-GRPO's.", ge=0)
+    max_grad_norm: float = field(1.0, "Flow-GRPO's.", gt=0)
+    ema_decay: float = field(0.9, "Of the averaged LoRA that evaluations and `lora_ema` take; Flow-GRPO's.", ge=0, lt=1)
+    ema_every: int = field(8, "Optimizer steps between its updates; Flow-GRPO's.", gt=0)
+
+
+class Fields(Rewards, Batch, Prompts, Model, Run):
+    """All fields of a run."""
+
+    sample: Sampling = Sampling()
+    advantage: Advantage = Advantage()
+    train: Update = Update()
+
+
+# The tables of docs/options.md, in order: (section, what stands before its fields' names)
+TABLES = [
+    *((section, "") for section in (Run, Model, Prompts, Batch)),
+    (Sampling, "sample."),
+    (Rewards, ""),
+    (Advantage, "advantage."),
+    (Update, "train."),
+]
+
 
 def get_config() -> ml_collections.ConfigDict:
-    config = ml_collections.ConfigDict()
-
-    # The run
-    config.run_dir = ""  # folder of everything that the run writes; empty: runs/<name of the configuration>
-    config.name = "base"  # of the configuration
-    config.seed = 42
-    config.num_epochs = 1000  # an epoch: one rollout of num_groups groups, then its updates
-    config.resume_from = ""  # "latest", a checkpoint's folder, or empty: start anew
-    config.save_every = 10  # epochs between checkpoints
-    config.keep_checkpoints = 3  # the newest are kept
-    config.eval_every = 10  # epochs between evaluations on the test prompts; 0: never
-    config.samples_every = 10  # epochs between tables of samples of the rollout; 0: never
-    config.wandb_project = "flow_grpo"
-
-    # The model
-    config.policy = "sd3"  # model family, a file of flow_grpo/training/policies
-    config.model = ""  # hub id or folder of a diffusers pipeline
-    config.resolution = 512  # pixels, square
-    config.max_sequence_length = 256  # T5 tokens of a prompt
-    config.mixed_precision = "no"  # "no" (fp32), "fp16" or "bf16": of the frozen weights and of the forward pass
-    config.lora_rank = 32
-    config.lora_alpha = 64
-    config.gradient_checkpointing = False  # recompute activations in the backward pass: less memory, a third more time
-    config.compile = False  # torch.compile of the transformer's blocks: minutes at the start, faster steps after
-
-    # The prompts
-    config.dataset = ""  # folder with train and test, each .txt (a prompt a line) or .jsonl (with metadata)
-    config.num_eval_prompts = 256  # the first of the test prompts; 0: all
-    config.prompt_cache = ""  # folder that keeps every prompt's embedding, for later epochs and runs; empty: none
-    config.prompt_cache_gib = 4.0  # embeddings kept in a process's memory; 0: none
-
-    # The batch geometry of an epoch. num_gpus fills in group_size and batch_size where they are 0.
-    config.num_gpus = 1  # processes of the run, CPU or GPU; must be what `accelerate launch` starts
-    config.num_groups = 48  # prompts an epoch
-    config.group_size = 0  # images a prompt
-    config.batch_size = 0  # images a process samples, and trains on, at a time
-    config.updates_per_epoch = 2  # optimizer steps an epoch
-
-    # Sampling
-    config.sample = sample = ml_collections.ConfigDict()
-    sample.num_steps = 10  # denoising steps of a rollout
-    sample.eval_num_steps = 40  # denoising steps of an evaluation, by the ODE
-    sample.guidance_scale = 4.5  # classifier-free guidance, in sampling and training; 1: none. FLUX: its embedding
-    sample.noise_level = 0.7  # of the SDE
-    sample.sde = "flow"  # kind of SDE: "flow" (Flow-GRPO) or "cps"
-    sample.sde_window_size = 0  # steps in a row that are stochastic and trained, the others follow the ODE; 0: all
-    sample.sde_window_range = (0, 0)  # the window lies within these steps, the second excluded; drawn each epoch
-    sample.same_start = False  # siblings start from one latent; Flow-GRPO: each from its own
-
-    # The rewards
-    # Dotted keys: a scorer of your own is named "package.module:factory".
-    config.rewards = ml_collections.ConfigDict(allow_dotted_keys=True)  # scorer -> weight, e.g. {"ocr_map": 1.0}
-    config.reward_options = ml_collections.ConfigDict(allow_dotted_keys=True)  # scorer -> its options
-
-    # Token advantages; their formulas stand in flow_grpo/training/advantages.py
-    config.advantage = advantage = ml_collections.ConfigDict()
-    advantage.std = "global"  # "global" (all rewards of the epoch, Flow-GRPO) or "group"
-    advantage.combine = "sum"  # several rewards: "sum" (Flow-GRPO's weighted sum) or "each" (normalised first: GDPO)
-    advantage.mode = "weight"  # "scalar" (Flow-GRPO), "weight" or "residual"
-    advantage.evidence = "own"  # of mode "weight": an image's "own" map, or "group": joined with its siblings'
-    advantage.control = "none"  # maps made wrong on purpose: "rolled", "shuffled", "inverted" or "constant"
-    advantage.alpha = 0.5  # strength of the map, 0 (none) to 1
-    advantage.fade = 0.0  # alpha falls as (1 - sigma) ** fade; 0: the same at every step
-    advantage.w_max = 8.0  # largest weight of a token; the mean is 1
-    advantage.clip_max = 5.0  # advantages are clamped to +- this
-
-    # The update
-    config.train = train = ml_collections.ConfigDict()
-    train.num_steps = 0  # steps of each rollout that are trained on; 0: the window's, or all but the last
-    train.ratio = "gspo_token"  # "image" (Flow-GRPO), "gspo_token" or "token"
-    train.clip_range = 1e-4  # of the ratio; "token" wants sqrt(tokens) times as much
-    train.ratio_norm = False  # RatioNorm of GRPO-Guard: a ratio of mean 1 and of one spread at all steps
-    train.skip_zero_advantages = False  # spend no forward on images without advantage; changes no result, needs beta 0
-    train.beta = 0.04  # weight of the KL to the base model; 0: no KL and no base forward
-    train.exact_kl = False  # keep |dt| in the KL's variance; Flow-GRPO leaves it out
-    train.spatial_kl = 0.0  # how much less KL the rewarded region of the maps gets than the background, 0 to 1
-    train.learning_rate = 3e-4  # AdamW
-    train.weight_decay = 1e-4
-    train.max_grad_norm = 1.0
-    train.ema_decay = 0.9
-    train.ema_every = 8  # optimizer steps between updates of the average
-
+    """The fields at their defaults. Dotted keys: a scorer of your own is named "package.module:factory"."""
+    fields = Fields().model_dump()
+    config = ml_collections.ConfigDict(fields)
+    for name in ("rewards", "reward_options"):
+        del config[name]
+        config[name] = ml_collections.ConfigDict(allow_dotted_keys=True)
     return config

@@ -3,6 +3,8 @@
 accelerate launch train_sd3.py --config config/grpo.py:tiny_ocr_map
 """
 
+from collections.abc import Callable
+
 import ml_collections
 
 from config import base
@@ -11,21 +13,24 @@ from config import base
 OCR_WORKERS = {"engine": "paddleocr", "num_workers": 2}
 
 
+RUNS: dict[str, Callable[[], ml_collections.ConfigDict]] = {}
+
+
+def run(make: Callable[[], ml_collections.ConfigDict]) -> Callable[[], ml_collections.ConfigDict]:
+    """Register a run under its function's name; the first line of its docstring says what it is."""
+    RUNS[make.__name__] = make
+    return make
+
+
 def get_config(name: str = "") -> ml_collections.ConfigDict:
-    runs = {
-        run.__name__: run
-        for run in (
-            *(tiny_ocr_map, tiny_ocr, tiny_clip_gradcam),
-            *(ocr_map_sd3, ocr_sd3, ocr_map_pickscore_sd3, ocr_map_sd3_fast, ocr_map_flux),
-        )
-    }
-    if name not in runs:
-        raise ValueError(f"unknown configuration {name!r}; choose one of {', '.join(runs)}")
-    config = runs[name]()
+    if name not in RUNS:
+        raise ValueError(f"unknown configuration {name!r}; choose one of {', '.join(RUNS)}")
+    config = RUNS[name]()
     config.name = name
     return config
 
 
+@run
 def tiny_ocr_map() -> ml_collections.ConfigDict:
     """OCR maps on the embedded tiny model and its signs: the demo.
 
@@ -62,6 +67,7 @@ def tiny_ocr_map() -> ml_collections.ConfigDict:
     return config
 
 
+@run
 def tiny_ocr() -> ml_collections.ConfigDict:
     """Flow-GRPO's own way on the same model: the same reward, one advantage an image. The baseline of tiny_ocr_map.
 
@@ -74,6 +80,7 @@ def tiny_ocr() -> ml_collections.ConfigDict:
     return config
 
 
+@run
 def tiny_clip_gradcam() -> ml_collections.ConfigDict:
     """CLIP's score and its Grad-CAM map on the same model, by the embedded tiny-clip.
 
@@ -87,6 +94,7 @@ def tiny_clip_gradcam() -> ml_collections.ConfigDict:
     return config
 
 
+@run
 def ocr_map_sd3() -> ml_collections.ConfigDict:
     """OCR maps on SD3.5-medium at 512 px, with Flow-GRPO's published hyper-parameters.
 
@@ -104,6 +112,7 @@ def ocr_map_sd3() -> ml_collections.ConfigDict:
     return config
 
 
+@run
 def ocr_sd3() -> ml_collections.ConfigDict:
     """Flow-GRPO's published OCR run on SD3.5-medium: the scalar `ocr` reward, one advantage an image.
 
@@ -120,6 +129,7 @@ def ocr_sd3() -> ml_collections.ConfigDict:
     return config
 
 
+@run
 def ocr_map_pickscore_sd3() -> ml_collections.ConfigDict:
     """ocr_map_sd3 with PickScore beside it, so that the text does not eat the picture: 0.8 and 0.2 of the advantage.
 
@@ -134,6 +144,7 @@ def ocr_map_pickscore_sd3() -> ml_collections.ConfigDict:
     return config
 
 
+@run
 def ocr_map_sd3_fast() -> ml_collections.ConfigDict:
     """ocr_map_sd3 by Flow-GRPO-Fast's settings: no guidance, CPS, three stochastic steps of ten, no KL.
 
@@ -151,6 +162,7 @@ def ocr_map_sd3_fast() -> ml_collections.ConfigDict:
     return config
 
 
+@run
 def ocr_map_flux() -> ml_collections.ConfigDict:
     """OCR maps on FLUX.1-dev at 512 px, with the hyper-parameters that Flow-GRPO published for it (with PickScore).
 

@@ -3,7 +3,8 @@
 import pytest
 
 from config.base import get_config as base_config
-from config.grpo import get_config
+from config.grpo import RUNS as REGISTERED
+from config.grpo import get_config, run
 from config.validation import GEOMETRY_OF_GPUS, resolve
 
 TINY_RUNS = ("tiny_ocr_map", "tiny_ocr", "tiny_clip_gradcam")
@@ -21,6 +22,23 @@ def flatten(tree, prefix=""):
 def differences(one, other):
     one, other = dict(flatten(one.to_dict())), dict(flatten(other.to_dict()))
     return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+
+
+def test_the_runs_are_those_that_are_registered():
+    assert tuple(REGISTERED) == RUNS
+
+
+def test_a_run_is_added_by_one_function(monkeypatch):
+    monkeypatch.setattr("config.grpo.RUNS", dict(REGISTERED))
+
+    @run
+    def own_run():
+        config = get_config("tiny_ocr")
+        config.seed = 7
+        return config
+
+    config = get_config("own_run")
+    assert (config.name, config.seed) == ("own_run", 7)
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -8,8 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from config.base import Fields
 from config.grpo import get_config
-from config.validation import CHOICES, NOT_NEGATIVE, POSITIVE, resolve
+from config.section import bounds, leaves
+from config.validation import resolve
+
+FIELDS = leaves(Fields)
+CHOICES = {path: info.json_schema_extra["choices"] for path, info in FIELDS.items() if info.json_schema_extra}
+BOUNDS = [(path, *bound) for path, info in FIELDS.items() for bound in bounds(info).items()]
+OUTSIDE = {"gt": 0, "ge": -1, "lt": 0, "le": 1}  # from the bound to a value that it refuses
 
 
 def tiny(**changes):
@@ -62,21 +69,39 @@ def test_an_unknown_choice_is_refused_with_the_known_ones(path):
     assert all(choice in message for choice in CHOICES[path])
 
 
-@pytest.mark.parametrize("path", POSITIVE)
-def test_a_number_that_must_be_positive_is_refused_at_zero(path):
-    assert refusal(**{path: type(_value(path))(0)}).startswith(f"{path}=0")
+@pytest.mark.parametrize(("path", "limit", "bound"), BOUNDS)
+def test_a_number_outside_its_bounds_is_refused_by_name(path, limit, bound):
+    value = type(_value(path))(bound + OUTSIDE[limit])
+    assert refusal(**{path: value}).startswith(f"{path}={value} must be ")
 
 
-@pytest.mark.parametrize("path", NOT_NEGATIVE)
-def test_a_number_that_may_be_zero_is_refused_below(path):
-    assert refusal(**{path: type(_value(path))(-2)}).startswith(f"{path}=-2")
+def test_every_number_but_the_seed_has_a_bound():
+    numbers = {path for path, info in FIELDS.items() if info.annotation in (int, float)}
+    assert numbers - {path for path, *_ in BOUNDS} == {"seed"}
 
 
-@pytest.mark.parametrize("path", ["num_epoch", "train.learning_rat"])
-def test_a_misspelt_field_of_a_run_is_refused_with_the_known_ones(path):
-    message = refusal(**{path: 1})
-    assert message.startswith(f"unknown field {path}; known: ")
-    assert {"num_epoch": "num_epochs", "train.learning_rat": "train.learning_rate"}[path] in message
+def test_a_field_of_another_type_and_no_number_are_refused():
+    assert refusal(**{"sample.sde_window_range": (0, "many")}).startswith(
+        "sample.sde_window_range.1='many': it should be"
+    )
+    assert refusal(**{"train.beta": float("nan")}).startswith("train.beta=nan must be 0 or more")
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("num_epoch", "num_epochs"),
+        ("train.learning_rat", "train.learning_rate"),
+        ("learning_rate", "train.learning_rate"),
+        ("train.guidance_scale", "sample.guidance_scale"),
+    ],
+)
+def test_a_misspelt_field_of_a_run_is_refused_with_the_one_that_may_be_meant(path, meant):
+    assert refusal(**{path: 1}) == f"unknown field {path}; did you mean {meant}?"
+
+
+def test_a_field_like_no_other_is_refused_with_the_known_ones():
+    assert refusal(zzz=1).startswith("unknown field zzz; known: advantage.alpha, ")
 
 
 def _value(path):
@@ -96,12 +121,12 @@ def _value(path):
         ({"train.num_steps": 8, "sample.sde": "cps", "train.beta": 0.04}, ["train.num_steps=8", "cps", "train.beta=0"]),
         ({"rewards": {"ocr_map": 0.0}}, ["rewards=", "one above 0"]),
         ({"rewards": {"ocr_map": 1.0, "ocr": -0.5}}, ["rewards=", "0 or more"]),
-        ({"advantage.alpha": 1.5}, ["advantage.alpha=1.5", "between 0"]),
+        ({"advantage.alpha": 1.5}, ["advantage.alpha=1.5", "1 or less"]),
         ({"advantage.w_max": 0.5}, ["advantage.w_max=0.5"]),
         ({"train.ratio": "image"}, ["train.ratio=image", "advantage.mode=weight", "gspo_token"]),
         ({"advantage.control": "rolled", "advantage.mode": "scalar"}, ["advantage.control=rolled", "control=none"]),
         ({"sample.sde": "cps", "sample.noise_level": 1.5}, ["sample.noise_level=1.5", "cps"]),
-        ({"sample.guidance_scale": 0.5}, ["sample.guidance_scale=0.5", "1 (no guidance)"]),
+        ({"sample.guidance_scale": 0.5}, ["sample.guidance_scale=0.5", "1 or more"]),
         ({"train.ema_decay": 1.0}, ["train.ema_decay=1.0"]),
         ({"group_size": 1}, ["group_size=1", "siblings"]),
         ({"sample.sde_window_size": 3}, ["sample.sde_window_range=(0, 0)", "3 steps", "(0, 4)"]),
@@ -121,7 +146,7 @@ def _value(path):
         ({"train.ratio_norm": True, "sample.sde": "cps"}, ["train.ratio_norm", "sample.sde=flow", "cps"]),
         ({"train.skip_zero_advantages": True, "train.beta": 0.04}, ["skip_zero_advantages", "train.beta=0.04"]),
         ({"train.spatial_kl": 0.5}, ["train.spatial_kl=0.5", "no effect", "train.beta=0"]),
-        ({"train.spatial_kl": 1.5, "train.beta": 0.04}, ["train.spatial_kl=1.5", "between 0"]),
+        ({"train.spatial_kl": 1.5, "train.beta": 0.04}, ["train.spatial_kl=1.5", "1 or less"]),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused_by_name(changes, words):
@@ -185,13 +210,15 @@ def test_a_geometry_either_divides_or_comes_with_a_suggestion_that_does(num_gpus
     "flags, words",
     [
         (["--config.num_gpus=3"], ["num_gpus=3", "with 1 process;", "--config.num_gpus=1"]),
-        (["--config.learning_rate=1"], ["learning_rate"]),
+        (["--config.learning_rate=1"], ["learning_rate", "did you mean train.learning_rate?"]),
+        (["--config.train.beta=much"], ["--config.train.beta=much", "number"]),
         (["--config.advantage.mode=best"], ["advantage.mode='best'", "scalar, weight, residual"]),
     ],
 )
 def test_the_command_refuses_before_it_loads_a_model(flags, words):
     command = [sys.executable, "train_sd3.py", "--config", "config/grpo.py:tiny_ocr_map", *flags]
-    done = subprocess.run(command + ["--config.model=no/such/folder"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command + ["--config.model=no/such/folder"], capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert all(word in done.stderr for word in words), done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.splitlines()[-1].startswith("train_sd3.py: ")
     assert "no/such/folder" not in done.stderr.splitlines()[-1]

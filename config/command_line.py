@@ -1,0 +1,113 @@
+"""The command line of a run: `--config FILE:RUN`, then fields as `--config.FIELD=VALUE`.
+
+A reward is a field, too: `--config.rewards.clip_gradcam=0.5`, and an option of its scorer
+`--config.reward_options.clip_gradcam.model=models/tiny-clip`; or all of them at once as a mapping,
+`--config.reward_options='{"clip_gradcam": {"model": "models/tiny-clip"}}'`.
+"""
+
+import ast
+import difflib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from pydantic import TypeAdapter, ValidationError
+
+from config.base import Fields
+from config.section import leaves
+
+FREE = ("rewards", "reward_options")  # their keys are the user's
+
+
+def parse(arguments: list[str]) -> ml_collections.ConfigDict:
+    """The configuration that a command line asks for, its fields known and of the right type.
+
+    Raises ValueError for an argument that is none, no or an unknown configuration, an unknown field (with the nearest
+    known one), and a value of another type.
+    """
+    pairs = _pairs(arguments)
+    name = pairs.pop("config", "")
+    if not name:
+        raise ValueError("no configuration; name one, such as --config config/grpo.py:tiny_ocr_map, or ask for --help")
+    config = load(name)
+    for path, text in pairs.items():
+        _set(config, path.removeprefix("config."), text)
+    return config
+
+
+def load(name: str) -> ml_collections.ConfigDict:
+    """What `get_config` of a file gives: FILE or FILE:RUN."""
+    path, _, run = name.partition(":")
+    if not Path(path).is_file():
+        raise ValueError(
+            f"--config {name}: there is no file {path}; give FILE:RUN, such as config/grpo.py:tiny_ocr_map"
+        )
+    spec = importlib.util.spec_from_file_location("run_configuration", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(run) if run else module.get_config()
+
+
+def hint(path: str, known: list[str]) -> str:
+    """Which known field an unknown one may mean: ", did you mean train.learning_rate?", or which there are."""
+    by_name = {field.rpartition(".")[2]: field for field in known}
+    leaf = path.rpartition(".")[2]
+    near = [by_name[leaf]] if leaf in by_name else difflib.get_close_matches(path, known, n=1, cutoff=0.6)
+    near = near or [by_name[match] for match in difflib.get_close_matches(leaf, by_name, n=1, cutoff=0.6)]
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+
+
+def _pairs(arguments: list[str]) -> dict[str, str]:
+    """{"config.FIELD": value} of --config.FIELD=VALUE, --config.FIELD VALUE, or --config.FIELD for True; the last counts."""
+    pairs, waiting = {}, list(arguments)
+    while waiting:
+        flag, equals, value = waiting.pop(0).partition("=")
+        name = flag.lstrip("-")
+        if not flag.startswith("-") or not (name == "config" or name.startswith("config.")):
+            raise ValueError(f"unexpected argument {flag}; fields are set by --config.FIELD=VALUE")
+        if not equals:
+            value = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "True"
+        pairs.pop(name, None)  # so that it takes the place of its last mention
+        pairs[name] = value
+    return pairs
+
+
+def _set(config: ml_collections.ConfigDict, path: str, text: str) -> None:
+    table, _, key = path.partition(".")
+    if table == "rewards" and key:
+        config.rewards[key] = _as_type(float, f"rewards.{key}", text)
+        return
+    if table == "reward_options" and "." in key:
+        scorer, _, option = key.rpartition(".")
+        options = config.reward_options.get(scorer, {})
+        config.reward_options[scorer] = {**options, option: _literal(text)}
+        return
+    known = leaves(Fields)
+    if path not in known:
+        raise ValueError(f"unknown field {path}; {hint(path, list(known))}")
+    value = _as_type(known[path].annotation, path, text)
+    if path in FREE:
+        value = ml_collections.ConfigDict(value, allow_dotted_keys=True)
+    *folders, name = path.split(".")
+    target = config
+    for folder in folders:
+        target = target[folder]
+    with target.ignore_type():  # it has been checked
+        target[name] = value
+
+
+def _as_type(kind: Any, path: str, text: str) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(text if kind in (str, int, float, bool) else _literal(text))
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Input ")
+        raise ValueError(f"--config.{path}={text}: it {reason}") from None
+
+
+def _literal(text: str) -> Any:
+    """A number, True, None, a mapping or a tuple, as Python writes it; anything else is the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

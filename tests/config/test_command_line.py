@@ -1,0 +1,80 @@
+"""Fields from the command line: of the right type, known, and rewards among them."""
+
+import pytest
+
+from config.command_line import parse
+
+RUN = ["--config", "config/grpo.py:tiny_ocr_map"]
+
+
+def refusal(*flags):
+    with pytest.raises(ValueError) as caught:
+        parse([*RUN, *flags])
+    return str(caught.value)
+
+
+def test_fields_are_set_in_each_form_and_the_last_counts():
+    config = parse(
+        [
+            *("--config=config/grpo.py:tiny_ocr", "--config.train.beta=0.5", "--config.train.beta=1e-2"),
+            *("--config.num_epochs", "3", "--config.compile", "--config.train.exact_kl=false"),
+            *("--config.sample.sde_window_range=(0, 5)", "--config.run_dir=runs/own"),
+        ]
+    )
+    assert (config.name, config.train.beta, config.num_epochs, config.compile) == ("tiny_ocr", 0.01, 3, True)
+    assert config.train.exact_kl is False and config.sample.sde_window_range == (0, 5)
+    assert config.run_dir == "runs/own"
+
+
+def test_a_negative_number_is_a_value_of_its_own():
+    assert parse([*RUN, "--config.seed", "-3"]).seed == -3
+
+
+def test_a_reward_is_added_by_a_field_of_its_own():
+    config = parse([*RUN, "--config.rewards.clip_gradcam=0.5", "--config.rewards.my.module:Scorer=2"])
+    assert config.rewards.to_dict() == {"ocr_map": 1.0, "clip_gradcam": 0.5, "my.module:Scorer": 2.0}
+
+
+def test_options_of_a_reward_are_set_one_by_one_or_all_at_once():
+    one = parse(
+        [
+            *(*RUN, "--config.reward_options.my.module:Scorer.size=3"),
+            *("--config.reward_options.ocr_map.engine=paddleocr", "--config.reward_options.ocr_map.num_workers=2"),
+        ]
+    )
+    both = {"ocr_map": {"engine": "paddleocr", "num_workers": 2}, "my.module:Scorer": {"size": 3}}
+    assert one.reward_options.to_dict() == both
+    assert parse([*RUN, f"--config.reward_options={both}"]).reward_options.to_dict() == both
+    assert parse([*RUN, '--config.rewards={"ocr": 1}']).rewards.to_dict() == {"ocr": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.train.beta=much", "--config.train.beta=much: it should be a valid number"),
+        ("--config.num_epochs=2.5", "--config.num_epochs=2.5: it should be a valid integer"),
+        ("--config.rewards.ocr=much", "--config.rewards.ocr=much: it should be a valid number"),
+        ("--config.rewards=ocr", "--config.rewards=ocr: it should be a valid dictionary"),
+        ("--config.learning_rate=1", "unknown field learning_rate; did you mean train.learning_rate?"),
+        ("--config.train=1", "unknown field train; did you mean"),
+        ("--num_gpus=8", "unexpected argument --num_gpus; fields are set by --config.FIELD=VALUE"),
+        ("num_gpus=8", "unexpected argument num_gpus"),
+    ],
+)
+def test_what_cannot_be_set_is_refused_by_name(flag, message):
+    assert refusal(flag).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no configuration; name one, such as --config config/grpo.py:tiny_ocr_map"),
+        (["--config", "config/grpo.py"], "unknown configuration ''; choose one of tiny_ocr_map"),
+        (["--config", "config/grpo.py:tiny"], "unknown configuration 'tiny'; choose one of tiny_ocr_map"),
+        (["--config", "no/file.py:run"], "--config no/file.py:run: there is no file no/file.py"),
+    ],
+)
+def test_a_configuration_that_is_not_there_is_refused_with_what_there_is(arguments, message):
+    with pytest.raises(ValueError) as caught:
+        parse(arguments)
+    assert str(caught.value).startswith(message)
