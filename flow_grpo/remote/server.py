@@ -9,7 +9,7 @@ import hmac
 import logging
 import signal
 import socket
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -263,7 +263,7 @@ class _Scoring:
             score = (submit or self._scorer)(images, prompts, metadata)
             del images
             if submit:
-                score = score.result() if isinstance(score, Future) else score()
+                score = score.result()
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
         except Exception as error:  # whatever a scorer raises

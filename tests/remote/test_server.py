@@ -220,7 +220,7 @@ def test_scorer_without_workers_scores_one_batch_at_a_time():
         threads = [threading.Thread(target=exchange, args=(server.port, mood("wait"))) for _ in range(3)]
         for thread in threads:
             thread.start()
-        wait_until(lambda: exchange(server.port, request(b"malformed"))[0] == 503)  # all three are in hand
+        wait_until(lambda: len(server.server_state.connections) == 3 and scorer.num_waiting == 1)
         scorer.released.set()
         for thread in threads:
             thread.join()
