@@ -1,0 +1,29 @@
+"""The arms of a measurement: ways to spread the advantages of one and the same rollouts."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from flow_grpo.training.credit import CreditRule
+
+REFERENCE = "scalar"
+ALPHA = 0.5  # of the controls
+
+
+def arms(rule: CreditRule, map_kinds: Iterable[str]) -> dict[str, CreditRule]:
+    """{label: rule}; the first is the reference, Flow-GRPO's advantage. The rest of `rule` stays as the run has it.
+
+    map_kinds: of the run's maps; residuals need all of them to be "reward".
+    """
+    plain = replace(rule, mode="weight", evidence="own", control="none")
+    rules = {REFERENCE: replace(plain, mode="scalar")}
+    for evidence in ("own", "group"):
+        for alpha in (0.25, 0.5, 1.0):
+            rules[f"{evidence}, alpha {alpha:g}"] = replace(plain, evidence=evidence, alpha=alpha)
+    if set(map_kinds) == {"reward"}:
+        for alpha in (0.5, 1.0):
+            rules[f"residual, lam {alpha:g}"] = replace(plain, mode="residual", alpha=alpha)
+    for evidence in ("own", "group"):
+        for control in ("rolled", "shuffled", "inverted"):
+            label = f"{control}, {evidence}, alpha {ALPHA:g}"
+            rules[label] = replace(plain, evidence=evidence, control=control, alpha=ALPHA)
+    return rules

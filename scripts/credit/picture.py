@@ -1,0 +1,41 @@
+"""The plot of a measurement: samples saved by arm, and the cosine by denoising step."""
+
+from pathlib import Path
+
+STEPS_OF = ("scalar", "own, alpha 0.5", "group, alpha 0.5", "rolled, own, alpha 0.5")
+
+
+def draw(result: dict, path: Path) -> None:
+    """Left: each arm's samples saved with its interval. Right: cos(8) of a few arms by the noise level of the step."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    labels = list(result["arms"])[::-1]
+    figures = [result["arms"][label] for label in labels]
+    saved = [row["saved"] for row in figures]
+    # the interval is the bootstrap's, and need not hold the figure in its middle
+    low = [max(0.0, row["saved"] - row["saved_low"]) for row in figures]
+    high = [max(0.0, row["saved_high"] - row["saved"]) for row in figures]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 0.3 * len(labels) + 1.5), width_ratios=(3, 2))
+    colours = ["#bbbbbb" if "," not in label or label.split(",")[0] in CONTROLS else "#2f6db3" for label in labels]
+    left.barh(labels, saved, xerr=[low, high], color=colours, error_kw={"linewidth": 1})
+    left.axvline(1, color="black", linewidth=0.8)
+    left.set_xlabel("samples saved, times the scalar's (95% over groups)")
+    for label in STEPS_OF:
+        if label in result["arms"]:
+            steps = result["by_step"]
+            right.plot(
+                [step["sigma"] for step in steps], [step["arms"][label]["cos_8"] for step in steps], "o-", label=label
+            )
+    right.invert_xaxis()
+    right.set_xlabel("noise level sigma of the step")
+    right.set_ylabel("cosine of 8 groups with the reference")
+    right.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+CONTROLS = ("rolled", "shuffled", "inverted")
