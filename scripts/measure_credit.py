@@ -24,7 +24,7 @@ sys.path.insert(
 
 from config.grpo import get_config  # noqa: E402
 from config.validation import resolve  # noqa: E402
-from flow_grpo.rewards import MultiScore, multi_score  # noqa: E402
+from flow_grpo.rewards import WeightedScorers, make_scorers  # noqa: E402
 from flow_grpo.training.credit import CreditRule, assign_credit  # noqa: E402
 from flow_grpo.training.data import GroupSampler, load_metadata, load_prompts  # noqa: E402
 from flow_grpo.training.distributed import Distributed  # noqa: E402
@@ -62,7 +62,7 @@ def measured_config(config: ml_collections.ConfigDict, num_groups: int, seed: in
 
 
 def rollouts(
-    config: ml_collections.ConfigDict, policy: Policy, score_fn: MultiScore, sde: SDE
+    config: ml_collections.ConfigDict, policy: Policy, scorers: WeightedScorers, sde: SDE
 ) -> tuple[list[Trajectories], Scored]:
     """The trajectories of the run's first epoch, group after group, and their scores."""
     sampler = GroupSampler(
@@ -74,7 +74,7 @@ def rollouts(
         same_start=config.sample.same_start,
         metadata=load_metadata(config.dataset, "train"),
     )
-    scores, trajectories = PendingScores(score_fn, policy.token_grid), []
+    scores, trajectories = PendingScores(scorers, policy.token_grid), []
     for batch in tqdm(sampler.epoch(0), desc="rollouts"):
         drawn = rollout(policy, batch.prompts, batch.seeds, sde, config.train.num_steps, batch.start_seeds)
         scores.submit(drawn.images, batch.prompts, batch.metadata, batch.group_ids)
@@ -94,12 +94,12 @@ def measure(run: ml_collections.ConfigDict, num_groups: int, lora: str | None, s
     begin = time.perf_counter()
     config = measured_config(run, num_groups, seed)
     device = Distributed().device
-    score_fn = multi_score(str(device), config.rewards.to_dict(), config.reward_options.to_dict())
+    scorers = make_scorers(str(device), config.rewards.to_dict(), config.reward_options.to_dict())
     policy = measured_policy(config, lora, device)
     sample = config.sample
     window = draw_window(sample.sde_window_size, sample.sde_window_range, seed, 0) if sample.sde_window_size else None
     sde = SDE(sample.num_steps, sample.noise_level, sample.sde, window)
-    trajectories, scored = rollouts(config, policy, score_fn, sde)
+    trajectories, scored = rollouts(config, policy, scorers, sde)
     sigmas = trajectories[0].sigmas[:-1].tolist()
     rules = arms(CreditRule(**config.advantage), {token_map.kind for token_map in scored.maps.values()})
     earned = earned_by(rules, scored, sigmas, config, policy.token_grid)  # (arms, S, B, N)

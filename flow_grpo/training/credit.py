@@ -2,7 +2,7 @@
 
 Computed over the samples of all processes, so that their number changes nothing; each then takes its own.
 
-A map's evidence says where it has something to say: a reward map's is its distance from 0.5, its neutral; an importance
+A map's evidence says where it has something to say: a reward map's is its distance from its neutral; an importance
 map's is the map itself. The KL may hold everything else to the base model.
 """
 
@@ -68,7 +68,7 @@ def assign_credit(
         for sigma in (sigmas if rule.fade else sigmas[:1])
     ]
     shares = {name: weight / sum(rewards.values()) for name, weight in rewards.items()}
-    evidence = {name: map_evidence(m.values, m.kind, m.valid) for name, m in scored.maps.items()}
+    evidence = {name: map_evidence(m.values, m.kind, m.valid, m.neutral) for name, m in scored.maps.items()}
     region = sum(shares[name] * rewarded_region(e) for name, e in evidence.items()) if evidence else None
     credit = Credit(
         advantages=torch.stack(by_step).expand(len(sigmas), -1, -1),
@@ -90,7 +90,8 @@ def _controlled(scored: Scored, control: str, token_grid: tuple[int, int] | None
             control,
             scored.group_ids,
             m.valid,
-            rewards=scored.details[name],
+            m.neutral,
+            scored.details[name],
             token_grid=token_grid,
             seed=seed,
         )
@@ -115,6 +116,7 @@ def _spread(scored: Scored, rewards: Mapping[str, float], rule: CreditRule, alph
         adv_clip_max=rule.clip_max,
         valid=scored.valid,
         map_valid={name: m.valid for name, m in scored.maps.items()},
+        neutrals={name: m.neutral for name, m in scored.maps.items()},
     )
 
 
@@ -144,21 +146,22 @@ def _metrics(
                 rule.alpha,
                 rule.w_max,
                 token_map.valid,
-                evidence=rule.evidence,
-                group_ids=scored.group_ids,
+                token_map.neutral,
+                rule.evidence,
+                scored.group_ids,
             )
             measured |= weight_metrics(weights, fallback)
         metrics |= {f"map/{name}/{key}": value for key, value in measured.items()}
     return {name: float(value) for name, value in metrics.items()}
 
 
-def map_evidence(token_maps, map_kind, map_valid=None):
+def map_evidence(token_maps, map_kind, map_valid=None, neutral=NEUTRAL):
     """How much each token's map says: (B, N) fp32, 0 or more; 0 throughout where the map is invalid, NaN or Inf.
 
-    token_maps: (B, N) in [0, 1]. map_kind: "reward" or "importance". map_valid: (B,) bool.
+    token_maps: (B, N) in [0, 1]. map_kind: "reward" or "importance". map_valid: (B,) bool. neutral: of a reward map.
     """
     maps = token_maps.detach().float()
-    evidence = (maps - NEUTRAL).abs() if map_kind == "reward" else maps
+    evidence = (maps - neutral).abs() if map_kind == "reward" else maps
     usable = maps.isfinite().all(dim=1)
     if map_valid is not None:
         usable = usable & map_valid

@@ -1,17 +1,46 @@
 """Where maps say something, and the KL weights that hold the rest to the base model."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from flow_grpo.training.credit import background_weights, evidence_metrics, map_evidence, rewarded_region
+from flow_grpo.training.credit import (
+    CreditRule,
+    assign_credit,
+    background_weights,
+    evidence_metrics,
+    map_evidence,
+    rewarded_region,
+)
+from flow_grpo.training.records import Scored, TokenMap
 
 MAPS = torch.tensor([[0.5, 0.9, 0.1, 0.5], [0.5, 0.5, 0.5, 0.5]])
 
 
 def test_evidence_of_a_reward_map_is_its_distance_from_neutral():
     torch.testing.assert_close(map_evidence(MAPS, "reward"), torch.tensor([[0, 0.4, 0.4, 0], [0, 0, 0, 0]]))
+
+
+def test_evidence_is_counted_from_the_neutral_that_the_map_came_with():
+    torch.testing.assert_close(map_evidence(MAPS, "reward", neutral=0.9)[1], torch.full((4,), 0.4))
+
+
+def test_credit_of_a_map_with_a_neutral_of_its_own_is_that_of_the_map_moved_to_a_half():
+    rule = CreditRule("global", "sum", "weight", "group", "none", 0.5, 0.0, 8.0, 5.0)
+    maps = 0.4 * torch.rand(6, 16, generator=torch.Generator().manual_seed(0))
+    rewards, valid, ids = torch.arange(6.0), torch.ones(6, dtype=torch.bool), torch.tensor([0, 0, 0, 1, 1, 1])
+
+    def advantages(values, neutral, control):
+        token_map = TokenMap(values, "reward", valid, neutral)
+        scored = Scored(rewards, valid, ids, {"ocr": token_map}, {"ocr": rewards})
+        with_control = replace(rule, control=control)
+        return assign_credit(scored, [1.0, 0.5], 3, {"ocr": 1.0}, with_control, 0.0, (4, 4))[0].advantages
+
+    for control in ("none", "rolled", "shuffled", "inverted"):
+        moved = advantages(maps, 0.2, control), advantages(maps + 0.3, 0.5, control)
+        torch.testing.assert_close(*moved, rtol=0, atol=1e-5)  # maps of fp32, moved by 0.3
 
 
 def test_evidence_of_an_importance_map_is_the_map():
