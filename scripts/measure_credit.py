@@ -167,7 +167,7 @@ def markdown_table(figures: dict[str, dict[str, float]]) -> str:
     """The arms as rows."""
     rows = [f"| arm | {' | '.join(COLUMNS.values())} |", "|---|" + "---|" * len(COLUMNS)]
     for label, row in figures.items():
-        cells = [f"{row[name]:.3f}" for name in COLUMNS if name.startswith("cos_")]
+        cells = [f"{row[f'cos_{n}']:.3f}" for n in GROUP_COUNTS]
         cells.append(
             "1" if label == REFERENCE else f"{row['saved']:.1f} ({row['saved_low']:.1f} to {row['saved_high']:.1f})"
         )

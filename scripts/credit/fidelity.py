@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 GROUP_COUNTS = (1, 4, 8)
-NUM_RESAMPLES = 2000
+NUM_RESAMPLES = 2000  # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ def cosine(arm: Products, counts: Tensor, num_groups: int) -> Tensor:
 def samples_saved(arm: Products, counts: Tensor) -> Tensor:
     """(cos_a / cos_s)^2 at the largest of GROUP_COUNTS: how many more samples the scalar needs for as good a gradient.
 
-    0 where the arm points away from the reference.
+    0 where the arm points away from the reference, infinite where the scalar itself does.
     """
     scalar = Products(arm.reference, arm.reference, arm.reference)
     ours, theirs = (cosine(one, counts, GROUP_COUNTS[-1]) for one in (arm, scalar))
-    return ours.clamp_min(0).square() / theirs.clamp_min(1e-6).square()
+    return torch.where(theirs > 0, (ours.relu() / theirs).square(), torch.inf)
 
 
 def resampled_counts(num_groups: int, seed: int = 0) -> Tensor:
@@ -86,7 +86,8 @@ def fidelity(gradients: Tensor, reference: Tensor, num_update_groups: int, num_p
     """
     arm, once = products(gradients, reference), torch.ones(len(gradients))
     figures = {f"cos_{n}": float(cosine(arm, once, n)) for n in GROUP_COUNTS}
-    spread = samples_saved(arm, resampled_counts(len(gradients))).quantile(torch.tensor([0.025, 0.975]).double())
+    spread = samples_saved(arm, resampled_counts(len(gradients))).sort().values
+    spread = spread[[round(share * (NUM_RESAMPLES - 1)) for share in (0.025, 0.975)]]
     figures |= {"saved": float(samples_saved(arm, once)), "saved_low": float(spread[0]), "saved_high": float(spread[1])}
     own, crossed = self_mean(arm.own, once), pair_mean(arm.own, once)
     figures["self_consistency"] = float(crossed / own)

@@ -1,7 +1,9 @@
 """The plot of a measurement: samples saved by arm, and the cosine by denoising step."""
 
+import math
 from pathlib import Path
 
+CONTROLS = ("rolled", "shuffled", "inverted")
 STEPS_OF = ("scalar", "own, alpha 0.5", "group, alpha 0.5", "rolled, own, alpha 0.5")
 
 
@@ -14,13 +16,15 @@ def draw(result: dict, path: Path) -> None:
 
     labels = list(result["arms"])[::-1]
     figures = [result["arms"][label] for label in labels]
-    saved = [row["saved"] for row in figures]
-    # the interval is the bootstrap's, and need not hold the figure in its middle
-    low = [max(0.0, row["saved"] - row["saved_low"]) for row in figures]
-    high = [max(0.0, row["saved_high"] - row["saved"]) for row in figures]
+    # intervals may be infinite, and need not hold the figure in their middle
+    widest = 2 * max([row["saved"] for row in figures if math.isfinite(row["saved"])], default=1) + 1
+    saved, lower, upper = ([min(row[name], widest) for row in figures] for name in ("saved", "saved_low", "saved_high"))
+    low = [max(0.0, middle - end) for middle, end in zip(saved, lower, strict=True)]
+    high = [max(0.0, end - middle) for middle, end in zip(saved, upper, strict=True)]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 0.3 * len(labels) + 1.5), width_ratios=(3, 2))
     colours = ["#bbbbbb" if "," not in label or label.split(",")[0] in CONTROLS else "#2f6db3" for label in labels]
     left.barh(labels, saved, xerr=[low, high], color=colours, error_kw={"linewidth": 1})
+    left.set_xlim(0, widest)
     left.axvline(1, color="black", linewidth=0.8)
     left.set_xlabel("samples saved, times the scalar's (95% over groups)")
     for label in STEPS_OF:
@@ -36,6 +40,3 @@ def draw(result: dict, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-CONTROLS = ("rolled", "shuffled", "inverted")
