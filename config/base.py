@@ -263,6 +263,13 @@ class Update(Section):
         "No forward for images that earned nothing (a group with equal rewards). The same gradient for less time; "
         "with `train.beta=0` alone, since the KL of such images would be lost.",
     )
+    drop_zero_advantages: bool = field(
+        False,
+        "An update's means are over the images with an advantage alone: Flow-GRPO's rule. The others lose their KL, too, "
+        "and cost no forward. The SD3.5 runs take it, since Flow-GRPO's `beta` is tuned to it. Kept, the others hold the "
+        "policy to the base model: where 25, 50 or 75% of the images have no advantage, the KL then weighs 1.3, 2 or 4 "
+        "times as much against the rest.",
+    )
     beta: float = field(
         0.04,
         "Weight of the KL to the base model; Flow-GRPO's for OCR (0.01 for PickScore). 0: no KL and no forward of "

@@ -109,6 +109,7 @@ def ocr_map_sd3() -> ml_collections.ConfigDict:
     config.num_gpus = 32
     config.rewards.ocr_map = 1.0
     config.reward_options.ocr_map = OCR_WORKERS
+    config.train.drop_zero_advantages = True  # Flow-GRPO's rule, to which its beta is tuned
     return config
 
 

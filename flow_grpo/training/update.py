@@ -24,6 +24,7 @@ class UpdateRule:
     beta: float
     exact_kl: bool
     skip_zero_advantages: bool
+    drop_zero_advantages: bool
 
 
 class Updater:
@@ -55,10 +56,10 @@ class Updater:
         for update in range(num_updates):
             drawn = trajectories[update * per_update : (update + 1) * per_update]
             own = credit[update * num_samples : (update + 1) * num_samples]
-            batches = self._batches(own, num_samples, len(drawn[0].latents))
+            batches, num_counted = self._batches(own, num_samples, len(drawn[0].latents))
             num_steps = credit.advantages.shape[0]
             self.distributed.begin_accumulation(len(batches) * num_steps)
-            share = len(batches) * len(batches[0]) / num_samples
+            share = len(batches) * len(batches[0]) / num_counted
             for rows in batches:
                 batch = pack(drawn, rows)
                 earned = own[torch.tensor(rows, device=own.advantages.device)]
@@ -70,24 +71,21 @@ class Updater:
         bar.close()
         return self._reduce(history)
 
-    def _batches(self, credit: Credit, num_samples: int, batch_size: int) -> list[list[int]]:
-        """The samples of an update in full batches: all, or as few as hold those with any advantage in every process."""
-        rows = list(range(num_samples))
-        if self.rule.skip_zero_advantages:
-            has_any = (credit.advantages != 0).any(dim=2).any(dim=0).tolist()  # (B,)
-            rows.sort(key=lambda row: not has_any[row])
-            num_batches = max(1, *self.distributed.gather_objects(-(-sum(has_any) // batch_size)))
-            # filled up with samples that change nothing: another batch size would take other kernels, and the ratio not
-            # start at exactly 1
-            rows = rows[: num_batches * batch_size]
-        return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    def _batches(self, credit: Credit, num_samples: int, batch_size: int) -> tuple[list[list[int]], float]:
+        """The rows of an update in full batches, and how many samples its means are over."""
+        if not (self.rule.skip_zero_advantages or self.rule.drop_zero_advantages):
+            rows = list(range(num_samples))
+            return [rows[start : start + batch_size] for start in range(0, num_samples, batch_size)], num_samples
+        has_any = has_advantage(credit).tolist()
+        counts = self.distributed.gather_objects(sum(has_any))
+        return earning_batches(has_any, counts, batch_size, self.rule.drop_zero_advantages)
 
     def _backward(
         self, trajectories: Trajectories, credit: Credit, step: int, sde: SDE, share: float
     ) -> dict[str, torch.Tensor]:
         """One backward pass; where the accumulation is full, also the optimizer's step.
 
-        share: of the update's samples that are in its batches; the accumulation takes the mean over those.
+        share: the samples in the update's batches, of those that its means are over; the accumulation divides by the first.
         """
         rule, accelerator = self.rule, self.distributed.accelerator
         with accelerator.accumulate(self.policy.forward_module):
@@ -101,7 +99,7 @@ class Updater:
             if rule.beta > 0:
                 kl = kl_to_base(self.policy, trajectories, step, sde, density, rule.exact_kl)  # (B, N)
                 metrics |= _kl_metrics(kl.detach(), credit.region)
-                loss = loss + rule.beta * (kl if credit.kl_weights is None else credit.kl_weights * kl).mean()
+                loss = loss + rule.beta * kl_loss(kl, credit, rule.drop_zero_advantages)
             accelerator.backward(loss * share)
             if accelerator.sync_gradients:
                 grad_norm = self.distributed.clip_gradients(self.parameters)
@@ -131,6 +129,38 @@ class Updater:
         first = self.distributed.gather(history[0]["ratio_deviation_max"].reshape(1))
         metrics["update/initial_ratio_deviation"] = float(first.max())
         return metrics
+
+
+def has_advantage(credit: Credit) -> torch.Tensor:
+    """(B,) bool: the images with an advantage other than 0, at any step and token."""
+    return (credit.advantages != 0).any(dim=2).any(dim=0)
+
+
+def earning_batches(
+    has_any: Sequence[bool], counts: Sequence[int], batch_size: int, drop: bool
+) -> tuple[list[list[int]], float]:
+    """As few full batches as hold the images with an advantage in every process, and how many images the means are over.
+
+    has_any: of this process's images. counts: of every process, how many of its images have an advantage. drop: the
+    means are over those alone, else over all images. With 3 and 1 of them in two processes they are over 2 in each:
+    every image then weighs a quarter, whichever process has it.
+    Batches are filled up with images that have none: of another size they would take other kernels, and the ratio not
+    start at exactly 1.
+    """
+    rows = sorted(range(len(has_any)), key=lambda row: not has_any[row])
+    num_batches = max(1, -(-max(counts) // batch_size))
+    rows = rows[: num_batches * batch_size]
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    return batches, (sum(counts) / len(counts) or 1) if drop else len(has_any)
+
+
+def kl_loss(kl: torch.Tensor, credit: Credit, drop: bool) -> torch.Tensor:
+    """The mean of the KL (B, N) by the credit's weights; drop: 0 for images without advantage."""
+    if credit.kl_weights is not None:
+        kl = credit.kl_weights * kl
+    if drop:
+        kl = has_advantage(credit)[:, None] * kl
+    return kl.mean()
 
 
 def _kl_metrics(kl: torch.Tensor, region: torch.Tensor | None) -> dict[str, torch.Tensor]:

@@ -70,6 +70,20 @@ def test_skipping_images_without_advantage_changes_no_result(make_trainer, tmp_p
         torch.testing.assert_close(skipped, kept, atol=2e-5, rtol=1e-3)
 
 
+def test_dropped_images_take_their_kl_with_them(make_trainer, tmp_path, monkeypatch):
+    """At the base the KL's gradient is 0: the first update differs by a factor alone, which Adam undoes, the second does not."""
+    settings = {"reward_options": {REWARD: {"threshold": 0.685}}, "train.beta": 1.0}
+    kept, dropped = (
+        trained_weights(
+            make_trainer, tmp_path / str(drop), monkeypatch, **settings, **{"train.drop_zero_advantages": drop}
+        )
+        for drop in (False, True)
+    )
+    assert 0 < rollout_rows(tmp_path / "True")[0]["rollout/zero_advantage_share"] < 1
+    assert rollout_rows(tmp_path / "True")[0]["update/initial_ratio_deviation"] == 0
+    assert not all(torch.allclose(a, b, atol=2e-5, rtol=1e-3) for a, b in zip(kept, dropped, strict=True))
+
+
 def test_the_spatial_kl_moves_other_weights_than_the_plain_one(make_trainer, tmp_path, monkeypatch):
     """At the base the KL and its gradient are 0: the first update is the same, the second is not."""
     plain = trained_weights(make_trainer, tmp_path / "plain", monkeypatch, **{"train.beta": 1.0})
