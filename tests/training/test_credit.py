@@ -47,6 +47,31 @@ def test_evidence_of_an_importance_map_is_the_map():
     assert torch.equal(map_evidence(MAPS, "importance"), MAPS)
 
 
+def test_evidence_of_a_reward_map_is_its_distance_from_its_neutral():
+    maps = torch.tensor([[0.2, 0.3, 0.9]])
+    torch.testing.assert_close(map_evidence(maps, "reward", neutral=0.3), torch.tensor([[0.1, 0.0, 0.6]]))
+
+
+@pytest.mark.parametrize("neutral", [0.2, 0.5, 0.8])
+def test_credit_is_the_same_whatever_the_neutral_is(neutral):
+    """A map that is moved with its neutral says the same."""
+    change = torch.tensor([[0.15, 0, 0, 0], [-0.15, 0, 0, 0], [0, 0.1, 0, 0], [0, 0, 0, 0]])
+
+    def credit(level):
+        maps = {"text": TokenMap(change + level, "reward", torch.ones(4, dtype=torch.bool), level)}
+        rewards = torch.tensor([1.0, 0.0, 0.7, 0.2])
+        scored = Scored(
+            rewards, torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.long), maps, {"text": rewards}
+        )
+        rule = CreditRule("group", "sum", "weight", "own", "none", 0.5, 0.0, 8.0, 5.0)
+        return assign_credit(scored, [1.0], 0, {"text": 1.0}, rule, spatial_kl=0.5)
+
+    (one, metrics), (other, expected) = credit(neutral), credit(0.5)
+    torch.testing.assert_close(one.advantages, other.advantages, rtol=0, atol=1e-4)  # fp32 of the moved map
+    torch.testing.assert_close(one.kl_weights, other.kl_weights, rtol=0, atol=1e-4)
+    assert metrics == pytest.approx(expected, abs=1e-4)
+
+
 def test_a_map_that_cannot_be_used_has_no_evidence():
     maps = torch.cat([MAPS, torch.tensor([[math.nan, 1, 1, 1]])])
     evidence = map_evidence(maps, "importance", torch.tensor([True, False, True]))
