@@ -14,11 +14,14 @@ from .reward_map import gaussian_blur, normalise
 
 
 class ClipGradientScorer(ClipMapScorer):
-    """1 - normalise(|gradient|): high where a small change of the pixel would not change the score.
+    """The gradient of the score by each pixel, or its complement (Simonyan et al., arXiv:1312.6034, for the gradient).
 
-    The magnitude is over the three channels, at the input's own resolution, through the preprocessing. Where the score came
-    from is thus 1 - map; as a reward map it favours the pixels that the score does not hang on (Simonyan et al.,
-    arXiv:1312.6034, for the gradient itself).
+        complement=True:   map = 1 - normalise(|gradient|)     high where a change of the pixel would not change the score
+        complement=False:  map = normalise(|gradient|)         high where it would
+
+    The magnitude is over the three channels, at the input's own resolution, through the preprocessing. The complement is the
+    specification's picture. As credit it is upside down: it gives most of the advantage to pixels that the score does not
+    hang on. To train, take complement=False; to train with the complement all the same is warned of.
     quantiles: (0, 1) is min-max, (0.01, 0.99) leaves outliers out. blur_sigma: of a Gaussian over the magnitude, in pixels; 0
     is none. A ViT's gradient shows its patch grid, which about a quarter of a patch hides.
     For model, tokenizer, device and dtype see load_clip; for the rest, and what the Score holds, ClipMapScorer.
@@ -35,6 +38,7 @@ class ClipGradientScorer(ClipMapScorer):
         logit_divisor: float = LOGIT_DIVISOR,
         quantiles: tuple[float, float] = (0.0, 1.0),
         blur_sigma: float = 0.0,
+        complement: bool = True,
     ):
         low, high = quantiles
         if not 0 <= low < high <= 1:
@@ -44,9 +48,21 @@ class ClipGradientScorer(ClipMapScorer):
         super().__init__(load_clip(model, tokenizer, device, dtype), logit_divisor)
         self._quantiles = (low, high)
         self._blur_sigma = blur_sigma
+        self._complement = complement
+
+    @property
+    def training_warning(self) -> str | None:
+        """What one who trains with this map should know; the trainer says it at the start."""
+        if not self._complement:
+            return None
+        return (
+            "clip_gradient's map is 1 - |gradient|, which is high where the score does NOT hang: as credit it is upside down; "
+            'train with reward_options.clip_gradient = {"complement": False}, or another map'
+        )
 
     def window_map(self, trace: Trace) -> Tensor:
         rows, cols = trace.window
         magnitude = trace.pixels.gradient.norm(dim=1)[:, rows, cols]  # (B, h, w)
         blurred = gaussian_blur(without_gaps(magnitude), self._blur_sigma)
-        return 1 - normalise(blurred, self._quantiles)
+        importance = normalise(blurred, self._quantiles)
+        return 1 - importance if self._complement else importance

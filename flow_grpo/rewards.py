@@ -54,6 +54,12 @@ class WeightedScorers:
             begun |= zip(names, map(done, scores), strict=True)
         return {name: then(begun[name], _checked(name, images)) for name in self._scorers}
 
+    @property
+    def training_warnings(self) -> list[str]:
+        """What the scorers say to one who trains with them (`training_warning`, where a scorer has one)."""
+        said = [getattr(scorer, "training_warning", None) for scorer in self._scorers.values()]
+        return [warning for warning in said if warning]
+
     def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Raises PromptErrors with every prompt that one of the scorers cannot score, as far as they can tell."""
         faults = {}

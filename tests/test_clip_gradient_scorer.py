@@ -2,8 +2,10 @@ import pytest
 import torch
 from captum.attr import Saliency
 
+from flow_grpo.clip.load import load_clip
 from flow_grpo.clip_gradient_scorer import ClipGradientScorer
 from flow_grpo.reward_map import gaussian_blur, normalise
+from flow_grpo.rewards import WeightedScorers
 from tests.clip_models import make_clip, scores_of
 
 PROMPTS = ["red cat", "a dog"]
@@ -71,3 +73,18 @@ def test_cropped_pixels_have_no_part_in_the_normalisation(pair):
 def test_bad_options_are_refused(pair, options, message):
     with pytest.raises(ValueError, match=message):
         ClipGradientScorer(pair, **options)
+
+
+def test_gradient_itself_is_the_complement_of_the_complement():
+    clip = load_clip(make_clip())
+    images, prompts = torch.rand(2, 3, 32, 32), ["a red circle", "a blue square"]
+    complement, gradient = ClipGradientScorer(clip), ClipGradientScorer(clip, complement=False)
+    torch.testing.assert_close(
+        gradient(images, prompts).reward_map, 1 - complement(images, prompts).reward_map, rtol=0, atol=1e-6
+    )
+    assert "upside down" in complement.training_warning and gradient.training_warning is None
+
+
+def test_scorers_pass_on_what_a_trainer_should_know():
+    scorers = WeightedScorers({"clip_gradient": ClipGradientScorer(load_clip(make_clip()))}, {"clip_gradient": 1.0})
+    assert len(scorers.training_warnings) == 1 and "complement" in scorers.training_warnings[0]

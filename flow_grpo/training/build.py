@@ -1,5 +1,6 @@
 """From a resolved configuration to the parts of a run, which the trainer's loop takes as they are."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -21,6 +22,8 @@ from flow_grpo.training.policies.load import load_policy
 from flow_grpo.training.prompt_cache import PromptCache
 from flow_grpo.training.records import Credit, Scored
 from flow_grpo.training.update import Updater, UpdateRule
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -62,6 +65,8 @@ def build(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Di
     # The scorers come before the weights: a missing engine should not cost a download.
     scorers = make_scorers(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict())
     check_data(scorers, config.dataset, config.num_eval_prompts)
+    for warning in scorers.training_warnings if distributed.is_main else ():
+        logger.warning(warning)
     _try_scorers(scorers, config, sampler, distributed.device)
     policy = _policy(config, distributed.device)
     optimizer = torch.optim.AdamW(
