@@ -3,7 +3,9 @@
 numpy and Pillow alone.
 """
 
+import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -56,14 +58,14 @@ def overlay(
 
 def sheet(tiles: Sequence[np.ndarray], labels: Sequence[str], columns: int, tile_size: int = 128) -> Image.Image:
     """Tiles (H, W, 3) uint8 in rows, each with its label below; tile_size in pixels is their height on the sheet."""
-    font = ImageFont.load_default(size=12)
     width, height = tile_size * tiles[0].shape[1] // tiles[0].shape[0] + 4, tile_size + 20
     canvas = Image.new("RGB", (width * columns, height * -(-len(tiles) // columns)), "white")
     draw = ImageDraw.Draw(canvas)
     for index, (tile, label) in enumerate(zip(tiles, labels, strict=True)):
         x, y = index % columns * width, index // columns * height
         canvas.paste(_resized(tile, (width - 4, tile_size)), (x + 2, y + 2))
-        draw.text((x + 3, y + tile_size + 3), label, fill="black", font=font)
+        shown, font = drawable(label, size=12)
+        draw.text((x + 3, y + tile_size + 3), shown, fill="black", font=font)
     return canvas
 
 
@@ -72,7 +74,8 @@ def figure(image: np.ndarray, prompt: str, panels: Sequence[Panel], tile_size: i
 
     tile_size: the tiles' longer side in pixels; a narrow tile's column is still as wide as its colour bar's words.
     """
-    small, large = ImageFont.load_default(size=13), ImageFont.load_default(size=17)
+    small = ImageFont.load_default(size=13)
+    prompt, large = drawable(prompt, size=17)
     scale = tile_size / max(image.shape[:2])
     size = tuple(max(1, round(scale * side)) for side in image.shape[1::-1])  # (width, height)
     column = max(size[0], 220) + _GAP
@@ -93,6 +96,27 @@ def figure(image: np.ndarray, prompt: str, panels: Sequence[Panel], tile_size: i
         place = (_MARGIN + (index + 1) * column, top + 22 + size[1] + 8)
         _draw_legend(canvas, place, column - _GAP, panel, small)
     return canvas
+
+
+def drawable(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
+    """The text as it can be drawn, and a font that has all of it.
+
+    Pillow's font has Latin letters. For others DejaVu is taken, where matplotlib, which carries it, is installed. A character
+    that no font has is written as its code point, U+4F60 for instance: a box in its place would say nothing.
+    """
+    fonts = [ImageFont.load_default(size=size)]
+    package = importlib.util.find_spec("matplotlib")
+    dejavu = package and Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+    if dejavu and dejavu.is_file():
+        fonts.append(ImageFont.truetype(str(dejavu), size))
+    lacking = [{char for char in set(text) if not _has_glyph(font, char)} for font in fonts]
+    best = min(range(len(fonts)), key=lambda i: len(lacking[i]))  # of equals the first
+    return "".join(f"U+{ord(char):04X}" if char in lacking[best] else char for char in text), fonts[best]
+
+
+def _has_glyph(font: ImageFont.FreeTypeFont, char: str) -> bool:
+    # a font draws every character that it lacks alike, as it draws one that is none
+    return char.isspace() or bytes(font.getmask(char)) != bytes(font.getmask("\uffff"))
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:

@@ -35,6 +35,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--sheet", type=Path, help="draw the first 32 samples with their maps here")
     args = parser.parse_args()
+    if args.lora and not (Path(args.lora) / "adapter_config.json").exists():
+        parts = [name for name in ("lora_ema", "lora") if (Path(args.lora) / name).is_dir()]
+        if parts:
+            parser.error(f"--lora {args.lora} is a checkpoint; give its lora or lora_ema: {Path(args.lora) / parts[0]}")
     config, distributed = get_config(args.config), Distributed()
     num_prompts = config.num_eval_prompts if args.num_prompts is None else args.num_prompts
     policy = load_policy(

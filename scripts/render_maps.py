@@ -50,7 +50,7 @@ def find_prompts(images: Sequence[Path], prompt: str | None) -> list[str]:
         return [prompt] * len(images)
     listed = images[0].parent / "prompts.txt"
     if listed.exists():
-        prompts = listed.read_text(encoding="utf-8").splitlines()
+        prompts = listed.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
         if len(prompts) != len(images):
             raise ValueError(f"{listed} has {len(prompts)} lines for {len(images)} images; give one line an image")
         return prompts
@@ -58,7 +58,7 @@ def find_prompts(images: Sequence[Path], prompt: str | None) -> list[str]:
     missing = [caption for caption in captions if not caption.exists()]
     if missing:
         raise ValueError(f"no prompt for {images[0]}: give PROMPT, or write {listed} or {missing[0]}")
-    return [caption.read_text(encoding="utf-8").strip() for caption in captions]
+    return [caption.read_text(encoding="utf-8-sig").strip() for caption in captions]
 
 
 def make_scorers(names: Sequence[str], options: Sequence[str], model: str | None, device: str) -> dict[str, Scorer]:
@@ -85,9 +85,22 @@ def make_scorers(names: Sequence[str], options: Sequence[str], model: str | None
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, turned as its camera says."""
-    with Image.open(path) as image:
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    """(H, W, 3) uint8 RGB, turned as its camera says; a transparent image as it shows on white, or, where it is light, on black.
+
+    Raises ValueError for a file that is no whole image.
+    """
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if not image.has_transparency_data:
+                return np.array(image.convert("RGB"))
+            picture = image.convert("RGBA")
+    except (OSError, SyntaxError) as error:  # Pillow raises either for a broken file
+        raise ValueError(f"no image that can be read ({error}); replace the file or take it away") from error
+    levels, alpha = np.array(picture)[..., :3], np.array(picture)[..., 3]
+    light = alpha.any() and levels[alpha > 0].mean() > 191  # white letters would be lost on white
+    ground = Image.new("RGBA", picture.size, "black" if light else "white")
+    return np.array(Image.alpha_composite(ground, picture).convert("RGB"))
 
 
 def make_panels(image: np.ndarray, prompt: str, scorers: Mapping[str, Scorer]) -> list[Panel]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from flow_grpo.map_overlay import COLORS, Panel, color_map, figure, overlay, sheet, wrapped
+from flow_grpo.map_overlay import COLORS, Panel, color_map, drawable, figure, overlay, sheet, wrapped
 
 BLUE, WHITE, RED = (40, 80, 200), (255, 255, 255), (200, 40, 40)
 
@@ -134,3 +134,17 @@ def test_long_prompts_break_between_words_and_a_longer_word_within_itself():
 def test_a_longer_prompt_makes_the_figure_taller_not_wider():
     short, long = (figure(solid(128), prompt, [panel(0.5)]) for prompt in ("a sign", "a sign " * 40))
     assert long.width == short.width and long.height > short.height
+
+
+@pytest.mark.parametrize("text", ["SALE 50% OFF", "Café Zürich", "МОСКВА", "ΑΒΓ", "你好", "한글 ☂"])
+def test_labels_have_no_box_in_the_place_of_a_letter(text):
+    shown, font = drawable(text, size=12)
+    boxes = [
+        char for char in shown if not char.isspace() and bytes(font.getmask(char)) == bytes(font.getmask("\uffff"))
+    ]
+    assert not boxes and (shown == text or "U+" in shown)
+
+
+def test_character_that_no_font_has_is_written_as_its_code_point():
+    assert drawable("a 你好", size=12)[0] == "a U+4F60U+597D"
+    assert drawable("SALE", size=12)[0] == "SALE"

@@ -260,3 +260,19 @@ def test_a_mistake_ends_in_one_line_that_names_it(folder, monkeypatch, arguments
 def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no image"):
         find_images(tmp_path)
+
+
+@pytest.mark.parametrize(("letters", "ground"), [("black", 255), ("white", 0)])
+def test_transparent_image_is_laid_on_a_ground_that_shows_it(letters, ground, tmp_path):
+    picture = Image.new("RGBA", (64, 32), (0, 0, 0, 0))
+    picture.paste(letters, (8, 8, 24, 24))
+    picture.save(tmp_path / "logo.png")
+    levels = read_image(tmp_path / "logo.png")
+    assert (levels[16, 16] == 255 - ground).all() and (levels[0, 0] == ground).all()
+
+
+def test_broken_image_is_refused_with_a_remedy(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "1.png")
+    (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
+    with pytest.raises(ValueError, match="no image that can be read .*replace the file"):
+        read_image(tmp_path / "2.png")
