@@ -22,10 +22,16 @@ def character_strips(
     All are scaled down where their mean along the line would pass box_reward, so that a few right letters in a line that
     lacks the rest gain nothing.
     Between two characters the border lies in the middle of their gap; what normalisation drops, a space, has no strip.
+
+    Worked example. "HT", each half of the line wide and of confidence 1, stands for "hut", so box_reward is 2/3. The edit is one
+    insertion before the second character. The missing "u" may take a third of the line (1 of 3 characters), half of it from
+    each neighbour; a neighbour lends at most a third of its own half, which is 1/6 as well. So the strips end at 1/3, 2/3 and
+    1, with rewards 1, 0 and 1: their mean along the line is 2/3, which is box_reward, and nothing is scaled down.
     """
     shown = [piece for character in characters for piece in _normalised(character, normalisation)]
     if not shown:
         return Strips((1.0,), (box_reward,))
+    # 1. the least edits: how many characters are missing at each border, and which of those shown are wrong
     num_missing = np.zeros(len(shown) + 1)  # before each character, and after the last
     rewards = np.array([character.confidence for character in shown])
     for operation, i, _ in edit_operations("".join(character.text for character in shown), span):
@@ -33,17 +39,20 @@ def character_strips(
             num_missing[i] += 1
         else:
             rewards[i] = 0
+    # 2. where one character ends and the next begins, were none missing
     gaps = [(before.end + after.start) / 2 for before, after in zip(shown, shown[1:])]
     borders = np.maximum.accumulate([0.0, *gaps, 1.0])
+    # 3. missing characters push their neighbours apart, by as much as those can lend
     lent = np.diff(borders) * _LENT
     width = num_missing / (len(shown) + num_missing.sum())
     half = width / 2
     half[[0, -1]] = width[[0, -1]]  # at the ends of the line there is one neighbour to lend
     starts = borders[:-1] + np.minimum(half[:-1], lent)  # of each character's strip
     ends = borders[1:] - np.minimum(half[1:], lent)
-    # a missing character's strip, often empty, before and after each character's
+    # 4. all strips in their order: a missing character's, often empty, before and after each character's
     every_end = np.append(np.stack([starts, ends], axis=1).ravel(), 1.0)
     every_reward = np.append(np.stack([np.zeros_like(rewards), rewards], axis=1).ravel(), 0.0)
+    # 5. scaled down to the box's reward; empty strips left out
     widths = np.diff(every_end, prepend=0.0)
     every_reward *= min(1.0, box_reward / max(float(widths @ every_reward), 1e-6))
     kept = widths > 0

@@ -52,6 +52,11 @@ def test_missing_character_at_an_end_is_blamed_there(text, place):
     assert np.diff(strips.ends, prepend=0.0)[place] == pytest.approx(1 / 5 / 3)
 
 
+def test_worked_example():
+    strips = character_strips(evenly("HT"), "hut", box_reward=2 / 3)
+    assert strips.ends == pytest.approx((1 / 3, 2 / 3, 1)) and strips.rewards == pytest.approx((1, 0, 1))
+
+
 def test_lone_letter_gains_nothing_by_being_right():
     strips = character_strips(evenly("S"), "spring", box_reward=1 / 6)
     assert mean(strips) == pytest.approx(1 / 6) and max(strips.rewards) == pytest.approx(1 / 4)
