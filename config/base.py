@@ -38,6 +38,11 @@ class Run(Section):
     )
     save_every: int = field(10, "Epochs between checkpoints. A run that is killed loses at most these.", gt=0)
     keep_checkpoints: int = field(3, "The newest stay.", gt=0)
+    best_metric: str = field(
+        "eval/reward",
+        "An evaluation in which this metric is the highest so far writes `checkpoint-best`, the averaged LoRA with the "
+        "epoch and the value; a gold reward is a better judge than the trained one. Empty: none.",
+    )
     eval_every: int = field(
         10,
         "Epochs between evaluations on the test prompts, by the ODE, with the averaged weights; 0: never.",
@@ -185,6 +190,12 @@ class Rewards(Section):
         {},
         "`{scorer: {option: value}}`. [OCR](ocr-rewards.md), [CLIP](clip-maps.md).",
     )
+    eval_rewards: dict[str, dict[str, Any]] = field(
+        {},
+        "`{scorer: {option: value}}` of scorers that evaluations run and training does not: `eval/gold/<scorer>`. Where "
+        "the trained reward rises and one of them falls, an alarm rings. For a run with OCR take another reader, "
+        '`{"ocr": {"engine": "ppocrv4"}}`.',
+    )
 
 
 class Advantage(Section):
@@ -316,7 +327,7 @@ def get_config() -> ml_collections.ConfigDict:
     """The fields at their defaults. Dotted keys: a scorer of your own is named "package.module:factory"."""
     fields = Fields().model_dump()
     config = ml_collections.ConfigDict(fields)
-    for name in ("rewards", "reward_options"):
+    for name in ("rewards", "reward_options", "eval_rewards"):
         del config[name]
         config[name] = ml_collections.ConfigDict(allow_dotted_keys=True)
     return config

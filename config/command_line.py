@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from config.base import Fields
 from config.section import leaves
 
-FREE = ("rewards", "reward_options")  # their keys are the user's
+FREE = ("rewards", "reward_options", "eval_rewards")  # their keys are the user's
 
 
 def parse(arguments: list[str]) -> ml_collections.ConfigDict:
@@ -78,10 +78,9 @@ def _set(config: ml_collections.ConfigDict, path: str, text: str) -> None:
     if table == "rewards" and key:
         config.rewards[key] = _as_type(float, f"rewards.{key}", text)
         return
-    if table == "reward_options" and "." in key:
+    if table != "rewards" and "." in key:
         scorer, _, option = key.rpartition(".")
-        options = config.reward_options.get(scorer, {})
-        config.reward_options[scorer] = {**options, option: _literal(text)}
+        config[table][scorer] = {**config[table].get(scorer, {}), option: _literal(text)}
         return
     known = leaves(Fields)
     if path not in known:

@@ -32,7 +32,7 @@ class Parts:
 
     config: resolved. credit: the samples of all processes, the sigmas of the trained steps, and the epoch's seed -> their
     credit, and metrics.
-    token_grid: (rows, columns) that maps are pooled to; None where nothing uses them. resume_path: the checkpoint to
+    gold: scorers that only evaluations run. token_grid: (rows, columns) that maps are pooled to; None where nothing uses them. resume_path: the checkpoint to
     go on from; None starts anew.
     """
 
@@ -43,6 +43,7 @@ class Parts:
     eval_prompts: list[str]
     eval_metadata: list[dict[str, Any]]
     scorers: WeightedScorers
+    gold: WeightedScorers | None
     credit: Callable[[Scored, list[float], int], tuple[Credit, dict[str, float]]]
     policy: Policy
     token_grid: tuple[int, int] | None
@@ -64,6 +65,7 @@ def build(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Di
     resume_path = _resume_path(config, distributed)
     # The scorers come before the weights: a missing engine should not cost a download.
     scorers = make_scorers(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict())
+    gold = _gold(config, distributed.device)
     check_data(scorers, config.dataset, config.num_eval_prompts)
     for warning in scorers.training_warnings if distributed.is_main else ():
         logger.warning(warning)
@@ -84,6 +86,7 @@ def build(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Di
         eval_prompts=eval_prompts,
         eval_metadata=eval_metadata,
         scorers=scorers,
+        gold=gold,
         credit=partial(
             assign_credit,
             rewards=config.rewards.to_dict(),
@@ -98,6 +101,14 @@ def build(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Di
         updater=Updater(policy, optimizer, ema, distributed, update_rule),
         resume_path=resume_path,
     )
+
+
+def _gold(config: ml_collections.ConfigDict, device: torch.device) -> WeightedScorers | None:
+    """The scorers that evaluations run beside the trained ones; None where there are none, or no evaluation."""
+    options = config.eval_rewards.to_dict()
+    if not options or not config.eval_every:
+        return None
+    return make_scorers(str(device), dict.fromkeys(options, 1.0), options)
 
 
 def _sampler(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Distributed) -> GroupSampler:

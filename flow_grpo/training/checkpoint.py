@@ -35,6 +35,8 @@ MAY_CHANGE = (
     "keep_checkpoints",
     "eval_every",
     "samples_every",
+    "eval_rewards",
+    "best_metric",
     "wandb_project",
     "run_dir",
     "prompt_cache",

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from flow_grpo.rewards import WeightedScorers
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.policies.base import Policy
+from flow_grpo.training.records import Scored
 from flow_grpo.training.rollout import SDE, rollout
 from flow_grpo.training.samples import Sample
 from flow_grpo.training.scoring import PendingScores, gather
@@ -17,10 +18,15 @@ from flow_grpo.training.seeds import sample_seed
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics: means over the prompts. samples: of the main process the first, of others none."""
+    """metrics: means over the prompts. samples: of the main process the first, of others none.
+
+    values: by measure, one per prompt in the prompts' order, None where its image could not be scored: `reward`, the gold
+    rewards and the image signals.
+    """
 
     metrics: dict[str, float]
     samples: list[Sample]
+    values: dict[str, list[float | None]]
 
 
 def evaluate(
@@ -33,16 +39,19 @@ def evaluate(
     seed: int,
     distributed: Distributed,
     num_samples: int = 16,
+    gold: WeightedScorers | None = None,
 ) -> Evaluation:
     """Every process takes every num_processes-th prompt; all must call it, all get the same metrics.
 
+    gold: scorers that are watched and not trained on; their metrics are eval/gold/<scorer>.
     Means are over the images that could be scored; invalid_share is the share of the others.
     """
     own = list(range(distributed.rank, len(prompts), distributed.num_processes))
     most = -(-len(prompts) // distributed.num_processes)  # that any process has
     pending = PendingScores(scorers, num_shown=num_samples if distributed.is_main else 0)
+    watched = PendingScores(gold) if gold else None
     for start in tqdm(range(0, most, batch_size), desc="evaluation", leave=False, disable=not distributed.is_main):
-        if distributed.any(pending.failure is not None):
+        if distributed.any(pending.failure is not None or (watched is not None and watched.failure is not None)):
             break
         indices = own[start : start + batch_size]
         # Filled up, and sampled by a process that has none left, too: another size would be compiled anew, and where the
@@ -53,12 +62,9 @@ def evaluate(
         ).images
         if indices:
             told = [prompts[i] for i in indices], [metadata[i] for i in indices]
-            pending.submit(images[: len(indices)], *told, torch.tensor(indices))
-    scored = pending.collect()
-    if error := pending.error(distributed):
-        raise error
-    # Joined as they are: no prompt is padded in and counted twice, however unevenly they fall.
-    scored = gather(scored, distributed)
+            for each in filter(None, (pending, watched)):
+                each.submit(images[: len(indices)], *told, torch.tensor(indices))
+    scored = _collected(pending, distributed)
     if not scored.valid.any():
         raise RuntimeError(
             f"none of the {len(scored.valid)} images of an evaluation could be scored; the log has each cause"
@@ -68,4 +74,26 @@ def evaluate(
         del measured[next(iter(scorers.weights))]
     metrics = {f"eval/{name}": float(values[scored.valid].double().nanmean()) for name, values in measured.items()}
     metrics["eval/invalid_share"] = float((~scored.valid).double().mean())
-    return Evaluation(metrics, pending.samples)
+    values = {"reward": _by_prompt(scored, scored.rewards)}
+    values |= {name: _by_prompt(scored, each) for name, each in scored.details.items() if name.startswith("signal/")}
+    if watched:
+        seen = _collected(watched, distributed)
+        own = {name: each for name, each in seen.details.items() if not name.startswith("signal/")}
+        metrics |= {f"eval/gold/{name}": float(each[seen.valid].double().nanmean()) for name, each in own.items()}
+        values |= {f"gold/{name}": _by_prompt(seen, seen.details[name]) for name in gold.weights}
+    return Evaluation(metrics, pending.samples, values)
+
+
+def _collected(pending: PendingScores, distributed: Distributed) -> Scored:
+    """The scores of all processes, joined as they are: no prompt is padded in and counted twice."""
+    scored = pending.collect()
+    if error := pending.error(distributed):
+        raise error
+    return gather(scored, distributed)
+
+
+def _by_prompt(scored: Scored, values: torch.Tensor) -> list[float | None]:
+    """One value per prompt, in the prompts' order; the samples' group_ids are the prompts' indices."""
+    order = scored.group_ids.argsort()
+    known = scored.valid[order] & values[order].isfinite()
+    return [value if ok else None for value, ok in zip(values[order].tolist(), known.tolist())]

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
+from flow_grpo.training.alarm import Values
+from flow_grpo.training.evaluation_log import EVALUATIONS, log_evaluation
 from flow_grpo.training.json_lines import append_row, drop_epochs_from, read_rows
 from flow_grpo.training.report.gallery import SAMPLES, save_samples
 from flow_grpo.training.report.page import CONFIG, METRICS, read_run, write_report
@@ -33,6 +35,8 @@ class Tracker(Protocol):
 
     def log_samples(self, name: str, samples: Sequence[Sample], epoch: int) -> None: ...
 
+    def log_evaluation(self, values: Values, epoch: int) -> dict[str, float]: ...
+
     def report(self, defaults: dict[str, Any]) -> None: ...
 
     def finish(self) -> None: ...
@@ -46,6 +50,9 @@ class NullTracker:
 
     def log_samples(self, name: str, samples: Sequence[Sample], epoch: int) -> None:
         pass
+
+    def log_evaluation(self, values: Values, epoch: int) -> dict[str, float]:
+        return {}
 
     def report(self, defaults: dict[str, Any]) -> None:
         pass
@@ -65,6 +72,7 @@ class RunTracker:
         self._run_dir = run_dir
         drop_epochs_from(run_dir / METRICS, first_epoch)
         drop_epochs_from(run_dir / SAMPLES, first_epoch)
+        drop_epochs_from(run_dir / EVALUATIONS, first_epoch)
         self._can_write = True
         with self._warning_once():
             (run_dir / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -96,6 +104,15 @@ class RunTracker:
 
         with _staged_in(self._run_dir / "wandb"):
             self._wandb.log(table)
+
+    def log_evaluation(self, values: Values, epoch: int) -> dict[str, float]:
+        """Keep what an evaluation measured of each prompt; the alarms that ring over it, said aloud, as metrics."""
+        metrics = {}
+        with self._warning_once():
+            metrics, ringing = log_evaluation(self._run_dir, epoch, values)
+            for alarm in ringing:
+                print(alarm, flush=True)
+        return metrics
 
     def report(self, defaults: dict[str, Any]) -> None:
         """Write report.html, the run as one page. defaults: of the configuration, to show what differs."""

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from config import base
 from flow_grpo.training import checkpoint
 from flow_grpo.training.banner import banner
+from flow_grpo.training.best import save_best
 from flow_grpo.training.build import Parts
 from flow_grpo.training.evaluation import evaluate
 from flow_grpo.training.interrupt import StopRequest
@@ -177,7 +178,11 @@ class Trainer:
                 parts.geometry.batch_size,
                 self.config.seed,
                 self.distributed,
+                gold=parts.gold,
             )
-        self.tracker.log(evaluation.metrics, epoch)
+            if self.config.best_metric:
+                best = (evaluation.metrics, self.config.best_metric, epoch, self.distributed)
+                save_best(self.run_dir, parts.policy, *best)
+        self.tracker.log(evaluation.metrics | self.tracker.log_evaluation(evaluation.values, epoch), epoch)
         self.tracker.log_samples("eval/samples", evaluation.samples, epoch)
         self.tracker.report(base.get_config().to_dict())

@@ -19,6 +19,10 @@ def scorers():
     return make_scorers("cpu", {REWARD: 1.0})
 
 
+def darkness(images, prompts, metadata=None):
+    return Score(1 - images.mean(dim=(1, 2, 3)))
+
+
 def run(policy, scorers, batch_size=2, **options):
     return evaluate(
         policy,
@@ -114,3 +118,14 @@ def test_no_more_samples_are_kept_than_asked_for(policy, scorers):
     evaluation = run(policy, scorers, batch_size=2, num_samples=3)
     assert [sample.prompt for sample in evaluation.samples] == HELD_OUT[:3]
     assert evaluation.metrics == run(policy, scorers, batch_size=2).metrics
+
+
+def test_gold_scorers_are_measured_beside_the_trained_ones(policy, scorers):
+    gold = WeightedScorers({"darkness": darkness}, {"darkness": 1.0})
+    evaluation, plain = run(policy, scorers, gold=gold), run(policy, scorers)
+    measured = {name: value for name, value in evaluation.metrics.items() if not name.startswith("eval/gold/")}
+    assert measured == plain.metrics  # they change nothing of the others
+    assert evaluation.metrics["eval/gold/darkness"] == pytest.approx(1 - evaluation.metrics["eval/reward"], abs=1e-6)
+    reward, dark = evaluation.values["reward"], evaluation.values["gold/darkness"]
+    assert len(reward) == len(HELD_OUT) and [1 - value for value in dark] == pytest.approx(reward, abs=1e-6)
+    assert set(plain.values) == {"reward", "signal/edge_density", "signal/colour_entropy"}

@@ -11,6 +11,7 @@ from tiny_run import REWARD, logged_tables, rollout_rows, state_of
 
 from flow_grpo.futures import then
 from flow_grpo.training.advantages import group_advantages
+from flow_grpo.training.best import read_best
 from flow_grpo.training.checkpoint import list_checkpoints
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.evaluation import evaluate
@@ -55,6 +56,14 @@ def test_a_checkpoint_keeps_the_resolved_configuration(finished_run):
     config = json.loads((finished_run.run_dir / "checkpoint-000003" / "config.json").read_text())
     assert config == json.loads(json.dumps(finished_run.trainer.config.to_dict()))  # JSON's tuples are lists
     assert config["group_size"] == 4 and config["run_dir"] == str(finished_run.run_dir)
+
+
+def test_a_run_watches_its_gold_reward_and_keeps_its_best_weights(finished_run):
+    rows = [row for row in read_metrics(finished_run.run_dir) if "eval/reward" in row]
+    assert all("eval/gold/jpeg_compressibility" in row for row in rows)
+    assert "alarm/gold/jpeg_compressibility" in rows[-1] and "alarm/signal/edge_density" in rows[-1]
+    best = read_best(finished_run.run_dir)
+    assert best["value"] == max(row["eval/reward"] for row in rows)
 
 
 def test_a_run_writes_its_report_with_what_differs_from_the_defaults(finished_run):
