@@ -194,7 +194,7 @@ class Rewards(Section):
         {},
         "`{scorer: {option: value}}` of scorers that evaluations run and training does not: `eval/gold/<scorer>`. Where "
         "the trained reward rises and one of them falls, an alarm rings. For a run with OCR take another reader, "
-        '`{"ocr": {"engine": "ppocrv4"}}`.',
+        '`{"ocr": {"engine": "ppocrv4"}}` (`pip install flow-grpo-maps[gold]`).',
     )
 
 

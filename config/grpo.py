@@ -11,6 +11,8 @@ from config import base
 
 # OCR of the large models' images: workers read beside the sampling, two for each GPU's process.
 OCR_WORKERS = {"engine": "paddleocr", "num_workers": 2}
+# Another reader than the one that is trained on, for evaluations alone.
+OTHER_READER = {"ocr": {"engine": "ppocrv4", "num_workers": 2}}
 
 
 RUNS: dict[str, Callable[[], ml_collections.ConfigDict]] = {}
@@ -109,6 +111,7 @@ def ocr_map_sd3() -> ml_collections.ConfigDict:
     config.num_gpus = 32
     config.rewards.ocr_map = 1.0
     config.reward_options.ocr_map = OCR_WORKERS
+    config.eval_rewards = OTHER_READER
     config.train.drop_zero_advantages = True  # Flow-GRPO's rule, to which its beta is tuned
     return config
 
@@ -180,6 +183,7 @@ def ocr_map_flux() -> ml_collections.ConfigDict:
     config.lora_alpha = 128
     config.rewards.ocr_map = 1.0
     config.reward_options.ocr_map = OCR_WORKERS
+    config.eval_rewards = OTHER_READER
 
     config.num_gpus = 8
     config.group_size = 24
