@@ -53,7 +53,7 @@ def test_a_named_run_resolves_and_knows_its_name(name):
 def test_a_run_sets_no_field_that_the_base_does_not_have(name):
     known = set(dict(flatten(base_config().to_dict())))
     added = set(dict(flatten(get_config(name).to_dict()))) - known
-    assert {field.split(".")[0] for field in added} <= {"rewards", "reward_options"}
+    assert {field.split(".")[0] for field in added} <= {"rewards", "reward_options", "eval_rewards"}
 
 
 @pytest.mark.parametrize("num_gpus", [1, 4, 8, 32])
