@@ -7,6 +7,7 @@ Any field can be set from the command line, `--config.seed=1`. docs/options.md i
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 from config.section import Section, field
 from flow_grpo.training.advantages import COMBINES, CONTROLS, EVIDENCE, MODES
@@ -65,9 +66,19 @@ class Run(Section):
 class Model(Section):
     """The model"""
 
-    policy: str = field("sd3", "Model family: `sd3` (SD3, SD3.5) or `flux`.", choices=FAMILIES)
+    policy: str = field(
+        "sd3",
+        "Model family: SD3 and SD3.5, FLUX.1, FLUX.2-dev, FLUX.2-klein, Qwen-Image, Z-Image. "
+        "[Add a model family](add-a-model.md) says how to add another.",
+        choices=FAMILIES,
+    )
     model: str = field("", "Hub id or folder of a diffusers pipeline.")
-    resolution: int = field(512, "Pixels, square; a multiple of a token's (16 for SD3.5). Flow-GRPO's is 512.", gt=0)
+    resolution: Any = field(
+        512,
+        'Pixels: a side, or (height, width), as in `--config.resolution="(512, 768)"`; each a multiple of a token\'s side, '
+        "16 in every published model here. Flow-GRPO's is 512.",
+    )
+    eval_resolution: Any = field(None, "The same for the images of an evaluation; None: `resolution`.")
     max_sequence_length: int = field(
         256,
         "T5 tokens of a prompt; diffusers' default. Flow-GRPO takes 128, and so do our runs.",
@@ -84,6 +95,11 @@ class Model(Section):
     gradient_checkpointing: bool = field(
         False,
         "Activations are computed again in the backward pass. When memory does not hold the batch.",
+    )
+    offload: bool = field(
+        False,
+        "The text encoders and the VAE wait in the CPU's memory, and are on the GPU only while they work: gigabytes less, "
+        "and seconds more for each batch of prompts that the prompt cache does not hold.",
     )
     compile: bool = field(
         False,
@@ -327,6 +343,9 @@ def get_config() -> ml_collections.ConfigDict:
     """The fields at their defaults. Dotted keys: a scorer of your own is named "package.module:factory"."""
     fields = Fields().model_dump()
     config = ml_collections.ConfigDict(fields)
+    del config.resolution, config.eval_resolution  # of more types than their defaults'
+    config.resolution = config_dict.FieldReference(fields["resolution"], field_type=object)
+    config.eval_resolution = config_dict.FieldReference(fields["eval_resolution"], field_type=object)
     for name in ("rewards", "reward_options", "eval_rewards"):
         del config[name]
         config[name] = ml_collections.ConfigDict(allow_dotted_keys=True)

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from config.base import Fields
 from config.command_line import hint
 from config.section import leaves
+from flow_grpo.training.image_size import image_size
 
 # Flow-GRPO's published geometry: processes -> (images a prompt, images a process samples at a time).
 # 8 is ours: the groups of 32 GPUs, sampled in four times as many batches.
@@ -128,6 +129,8 @@ def _in_words(error: dict) -> str:
 
 
 def _check_values(config: ml_collections.ConfigDict) -> None:
+    for resolution in (config.resolution, config.eval_resolution or config.resolution):
+        image_size(resolution)
     for path in ("model", "dataset"):
         if not config[path]:
             raise ValueError(f"{path} is empty; name a folder, or start from a run of config/grpo.py")

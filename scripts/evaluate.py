@@ -46,7 +46,7 @@ def main() -> None:
         config.model,
         config.mixed_precision,
         lora=args.lora,
-        resolution=config.resolution,
+        resolution=config.eval_resolution or config.resolution,
         lora_rank=config.lora_rank,
         lora_alpha=config.lora_alpha,
         guidance_scale=config.sample.guidance_scale,

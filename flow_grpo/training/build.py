@@ -17,6 +17,7 @@ from flow_grpo.training.credit import CreditRule, assign_credit
 from flow_grpo.training.data import GroupSampler, check_data, load_metadata, load_prompts
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.ema import ExponentialMovingAverage
+from flow_grpo.training.image_size import image_size
 from flow_grpo.training.policies.base import Policy
 from flow_grpo.training.policies.load import load_policy
 from flow_grpo.training.prompt_cache import PromptCache
@@ -138,7 +139,10 @@ def _policy(config: ml_collections.ConfigDict, device: torch.device) -> Policy:
         guidance_scale=config.sample.guidance_scale,
         max_sequence_length=config.max_sequence_length,
         device=device,
+        offload=config.offload,
     )
+    policy.set_resolution(config.eval_resolution or config.resolution)  # refuses what is not in whole tokens
+    policy.set_resolution(config.resolution)
     policy.encode_prompts = PromptCache(
         policy.encode_prompts,
         device,
@@ -157,7 +161,7 @@ def _try_scorers(
     scorers: WeightedScorers, config: ml_collections.ConfigDict, sampler: GroupSampler, device: torch.device
 ) -> None:
     """Score one grey image, so that what fails at every image, or gives no map to weigh by, fails now."""
-    grey = torch.full((1, 3, config.resolution, config.resolution), 0.5, device=device)
+    grey = torch.full((1, 3, *image_size(config.resolution)), 0.5, device=device)
     scores = scorers(grey, sampler.prompts[:1], sampler.metadata[:1])
     if failed := [name for name, score in scores.items() if not score.valid.all()]:
         raise RuntimeError(f"{', '.join(failed)} could not score a grey image; the log says why")

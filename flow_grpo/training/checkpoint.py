@@ -43,6 +43,8 @@ MAY_CHANGE = (
     "prompt_cache_gib",
     "gradient_checkpointing",
     "compile",
+    "offload",
+    "eval_resolution",
 )
 
 

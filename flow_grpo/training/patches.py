@@ -1,5 +1,6 @@
 """Latents as the tokens that a transformer reads, and back."""
 
+import torch
 from torch import Tensor
 
 
@@ -16,3 +17,8 @@ def unpatchify(tokens: Tensor, token_grid: tuple[int, int], patch_size: int) -> 
     rows, columns = token_grid
     patches = tokens.reshape(len(tokens), rows, columns, -1, patch_size, patch_size)
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, rows * patch_size, columns * patch_size)
+
+
+def places(*lengths: int, device: torch.device) -> Tensor:
+    """Every place (N, len(lengths)) of a grid with these lengths, row-major: what a rotary embedding reads."""
+    return torch.cartesian_prod(*(torch.arange(length, device=device) for length in lengths))

@@ -1,6 +1,8 @@
 """The GRPO loop: prompts -> trajectories -> scores -> token advantages -> update, tracked and checkpointed."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from flow_grpo.training.banner import banner
 from flow_grpo.training.best import save_best
 from flow_grpo.training.build import Parts
 from flow_grpo.training.evaluation import evaluate
+from flow_grpo.training.image_size import Resolution
 from flow_grpo.training.interrupt import StopRequest
+from flow_grpo.training.policies.base import Policy
 from flow_grpo.training.records import Credit, Scored
 from flow_grpo.training.rollout import SDE, draw_window, rollout
 from flow_grpo.training.samples import Sample
@@ -167,16 +171,19 @@ class Trainer:
             self.tracker.log_samples("rollout/samples", shown, epoch)
 
     def _evaluate(self, epoch: int) -> None:
-        parts = self.parts
-        with parts.ema.applied():
+        parts, config = self.parts, self.config
+        with (
+            parts.ema.applied(),
+            _drawing(parts.policy, config.eval_resolution or config.resolution, config.resolution),
+        ):
             evaluation = evaluate(
                 parts.policy,
                 parts.eval_prompts,
                 parts.eval_metadata,
                 parts.scorers,
-                SDE(self.config.sample.eval_num_steps, noise_level=0.0),
+                SDE(config.sample.eval_num_steps, noise_level=0.0),
                 parts.geometry.batch_size,
-                self.config.seed,
+                config.seed,
                 self.distributed,
                 gold=parts.gold,
             )
@@ -186,3 +193,13 @@ class Trainer:
         self.tracker.log(evaluation.metrics | self.tracker.log_evaluation(evaluation.values, epoch), epoch)
         self.tracker.log_samples("eval/samples", evaluation.samples, epoch)
         self.tracker.report(base.get_config().to_dict())
+
+
+@contextmanager
+def _drawing(policy: Policy, size: Resolution, usual: Resolution) -> Iterator[None]:
+    """Within the context the policy draws images of this size, afterwards of the usual one."""
+    policy.set_resolution(size)
+    try:
+        yield
+    finally:
+        policy.set_resolution(usual)

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from flow_grpo.training.objective import grpo_loss
-from flow_grpo.training.policies.base import PromptEmbeds
+from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
 from flow_grpo.training.policies.sd3 import SD3Policy
 from flow_grpo.training.rollout import SDE, Trajectories, replay
 from flow_grpo.training.sde import log_prob_per_token, sde_step
@@ -74,7 +74,8 @@ def make_policy(model: str, device: str, dtype: torch.dtype) -> SD3Policy:
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae, **parts
     )
-    return RandomPrompts(pipeline, 512, lora_rank=32, lora_alpha=64, guidance_scale=4.5, device=device)
+    settings = PolicySettings(resolution=512, lora_rank=32, lora_alpha=64, guidance_scale=4.5, device=device)
+    return RandomPrompts(pipeline, settings)
 
 
 def rollout_step(policy: SD3Policy, batch: int) -> Callable[[], object]:

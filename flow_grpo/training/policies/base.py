@@ -6,12 +6,15 @@ Everything after it sees latents as an opaque tensor and tokens as (B, N, D).
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Protocol
 
 import torch
 from torch import nn
+
+from flow_grpo.training.image_size import Resolution
 
 
 class PromptEmbeds(SimpleNamespace):
@@ -56,18 +59,40 @@ def _padded_cat(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat(rows)
 
 
+@dataclass(frozen=True)
+class PolicySettings:
+    """What a policy is told, whatever its family.
+
+    resolution: of the images, in pixels: a side, or (height, width). guidance_scale: in sampling and training alike; a
+    family says what kind of guidance it is. max_sequence_length: tokens of a prompt. device: where the model runs.
+    offload: the text encoders and the VAE wait in the CPU's memory, and are on the device only while they work.
+    """
+
+    resolution: Resolution
+    lora_rank: int
+    lora_alpha: int
+    guidance_scale: float = 1.0
+    max_sequence_length: int = 256
+    device: str | torch.device = "cpu"
+    offload: bool = False
+
+
 class Policy(Protocol):
     """A flow-matching model under training.
 
     network: the bare denoiser with its LoRA, whose trainable parameters are the adapter's alone. forward_module: what
     `velocity` calls; the network itself, or the wrapper that a distributed run puts around it.
-    latent_shape: of one image's latent, without the batch. token_grid: (rows, columns), in `to_tokens`' row-major order.
+    latent_shape: of one image's latent, without the batch. token_grid: (rows, columns), in `to_tokens`' row-major order;
+    both follow the resolution.
     """
 
     network: nn.Module
     forward_module: nn.Module
     latent_shape: tuple[int, ...]
     token_grid: tuple[int, int]
+
+    def set_resolution(self, resolution: Resolution) -> None:
+        """From now on draw images of this size: a side, or (height, width), in pixels."""
 
     def encode_prompts(self, prompts: list[str]) -> PromptEmbeds:
         """The frozen text encoders' embeddings of prompts."""

@@ -1,10 +1,12 @@
 """FLUX.1 as a policy: any diffusers `FluxPipeline`, with LoRA on its attention and feed-forward layers."""
 
+from dataclasses import replace
+
 import torch
 from diffusers import FluxPipeline
 
-from flow_grpo.training.patches import unpatchify
-from flow_grpo.training.policies.base import PromptEmbeds
+from flow_grpo.training.patches import places, unpatchify
+from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
 from flow_grpo.training.policies.lora_pipeline import LoraPipeline
 from flow_grpo.training.policies.schedule import linear_shift, scheduler_sigmas
 
@@ -15,44 +17,34 @@ LORA_TARGETS = [
     *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
     *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
 ]
-PATCH_SIZE = 2  # fixed by the pipeline, which packs 2 x 2 latents into a token
 
 
 class FluxPolicy(LoraPipeline):
     """See `Policy`. Latents are packed as the pipeline packs them, (B, N, 4 C): its tokens already.
 
-    resolution: of the square images, in pixels. guidance_scale: what FLUX.1-dev reads as an embedding, having learned
-    to draw in one pass what classifier-free guidance of that scale draws in two; sampling and training give it the same.
+    guidance_scale is what FLUX.1-dev reads as an embedding, having learned to draw in one pass what classifier-free guidance of that scale draws in two; sampling and training give it the same.
     It costs nothing and 1 does not switch it off: 3.5 is the pipeline's default. There is no unconditional pass.
     Raises ValueError where the resolution does not fall into whole tokens, and for a guidance_scale other than 1 where
     the model has no such embedding (FLUX.1-schnell).
     """
 
     pipeline_class = FluxPipeline
+    lora_targets = LORA_TARGETS
 
-    def __init__(
-        self,
-        pipeline: FluxPipeline,
-        resolution: int,
-        lora_rank: int,
-        lora_alpha: int,
-        guidance_scale: float = 3.5,
-        max_sequence_length: int = 512,
-        device: str | torch.device = "cpu",
-    ):
-        transformer = pipeline.transformer.config
-        if guidance_scale != 1 and not transformer.guidance_embeds:
+    def __init__(self, pipeline: FluxPipeline, settings: PolicySettings):
+        reads_guidance = pipeline.transformer.config.guidance_embeds
+        if settings.guidance_scale != 1 and not reads_guidance:
             raise ValueError(
-                f"guidance_scale={guidance_scale} would be ignored: this model has no guidance embedding "
+                f"guidance_scale={settings.guidance_scale} would be ignored: this model has no guidance embedding "
                 "(FLUX.1-schnell has none); set it to 1"
             )
-        super().__init__(pipeline, LORA_TARGETS, PATCH_SIZE, resolution, lora_rank, lora_alpha, device)
+        super().__init__(pipeline, replace(settings, guidance_scale=1.0))
+        self._guidance = torch.tensor([settings.guidance_scale], device=self.device) if reads_guidance else None
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
         rows, columns = self.token_grid
-        self.latent_shape = (rows * columns, transformer.in_channels)
-        self.max_sequence_length = max_sequence_length
-        self._guidance = torch.tensor([guidance_scale], device=self.device) if transformer.guidance_embeds else None
-        # (N, 3): 0, row and column of each token, for the rotary embedding
-        self._image_ids = torch.cartesian_prod(*(torch.arange(n, device=self.device) for n in (1, rows, columns)))
+        return rows * columns, self.network.config.in_channels
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> PromptEmbeds:
@@ -73,8 +65,8 @@ class FluxPolicy(LoraPipeline):
             guidance=None if self._guidance is None else self._guidance.expand(batch),
             encoder_hidden_states=embeds.tokens,
             pooled_projections=embeds.pooled,
-            img_ids=self._image_ids,
-            txt_ids=self._image_ids.new_zeros(embeds.tokens.shape[1], 3),  # words have no place in the image
+            img_ids=places(1, *self.token_grid, device=self.device),  # (N, 3): 0, row and column of each token
+            txt_ids=latents.new_zeros(embeds.tokens.shape[1], 3),  # words have no place in the image
             return_dict=False,
         )[0]
         return velocity.float()

@@ -1,10 +1,12 @@
 """FLUX.2-dev and FLUX.2-klein as policies: any diffusers `Flux2Pipeline` or `Flux2KleinPipeline`."""
 
+from dataclasses import replace
+
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Pipeline
 
-from flow_grpo.training.patches import unpatchify
-from flow_grpo.training.policies.base import PromptEmbeds
+from flow_grpo.training.patches import places, unpatchify
+from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
 from flow_grpo.training.policies.lora_pipeline import LoraPipeline
 from flow_grpo.training.policies.schedule import scheduler_sigmas
 
@@ -16,26 +18,21 @@ LORA_TARGETS = [
     *("ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out"),
     "attn.to_qkv_mlp_proj",
 ]
-PATCH_SIZE = 2  # fixed by the pipeline, which packs 2 x 2 latents into a token
 
 
 class _Flux2(LoraPipeline):
     """What dev and klein share. Latents are packed as the pipeline packs them, (B, N, 4 C): its tokens already.
 
-    Every prompt is padded to max_sequence_length. The transformer attends to the padding too: it was trained so.
+    Every prompt is padded to max_sequence_length. The transformer attends to the padding too, and was trained with 512.
     """
 
-    def __init__(self, pipeline, resolution, lora_rank, lora_alpha, max_sequence_length, device, cfg_scale, guidance):
-        super().__init__(pipeline, LORA_TARGETS, PATCH_SIZE, resolution, lora_rank, lora_alpha, device, cfg_scale)
+    lora_targets = LORA_TARGETS
+    _guidance: torch.Tensor | None = None  # (1,), what the model reads as an embedding
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
         rows, columns = self.token_grid
-        self.latent_shape = (rows * columns, pipeline.transformer.config.in_channels)
-        self.max_sequence_length = max_sequence_length
-        self._guidance = guidance  # what the model reads as an embedding, (1,), or None
-        # frame, row, column and, for text, place in the sequence: for the rotary embedding
-        axes = (1, rows, columns, 1), (1, 1, 1, max_sequence_length)
-        self._image_ids, self._text_ids = (
-            torch.cartesian_prod(*(torch.arange(n, device=self.device) for n in lengths)) for lengths in axes
-        )
+        return rows * columns, self.network.config.in_channels
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> PromptEmbeds:
@@ -57,8 +54,9 @@ class _Flux2(LoraPipeline):
             timestep=sigma.expand(batch),
             guidance=None if self._guidance is None else self._guidance.expand(batch),
             encoder_hidden_states=embeds.tokens,
-            img_ids=self._image_ids,
-            txt_ids=self._text_ids,
+            # frame, row, column and, for text, place in the sequence
+            img_ids=places(1, *self.token_grid, 1, device=self.device),
+            txt_ids=places(1, 1, 1, embeds.tokens.shape[1], device=self.device),
             return_dict=False,
         )[0]
         return velocity.float()
@@ -72,68 +70,42 @@ class _Flux2(LoraPipeline):
         # The VAE's batch norm, of the packed channels, takes the place of one scale and one shift.
         std = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
         tokens = latents.float() * std + vae.bn.running_mean
-        images = vae.decode(unpatchify(tokens, self.token_grid, PATCH_SIZE), return_dict=False)[0]
+        images = vae.decode(unpatchify(tokens, self.token_grid, self.patch_size), return_dict=False)[0]
         return (images / 2 + 0.5).clamp(0, 1)
 
 
 class Flux2Policy(_Flux2):
     """FLUX.2-dev; see `Policy`.
 
-    resolution: of the square images, in pixels. guidance_scale: what the model reads as an embedding; it costs nothing,
-    and 1 does not switch it off: 4 is the pipeline's default. There is no unconditional pass.
+    guidance_scale is what the model reads as an embedding; it costs nothing, and 1 does not switch it off: 4 is the
+    pipeline's default. There is no unconditional pass.
     Raises ValueError where the resolution does not fall into whole tokens.
     """
 
     pipeline_class = Flux2Pipeline
 
-    def __init__(
-        self,
-        pipeline: Flux2Pipeline,
-        resolution: int,
-        lora_rank: int,
-        lora_alpha: int,
-        guidance_scale: float = 4.0,
-        max_sequence_length: int = 512,
-        device: str | torch.device = "cpu",
-    ):
-        guidance = torch.tensor([guidance_scale], device=device)
-        super().__init__(
-            *(pipeline, resolution, lora_rank, lora_alpha, max_sequence_length, device),
-            cfg_scale=1.0,
-            guidance=guidance,
-        )
+    def __init__(self, pipeline: Flux2Pipeline, settings: PolicySettings):
+        super().__init__(pipeline, replace(settings, guidance_scale=1.0))
+        self._guidance = torch.tensor([settings.guidance_scale], device=self.device)
 
 
 class Flux2KleinPolicy(_Flux2):
     """FLUX.2-klein, distilled or base; see `Policy`.
 
-    resolution: of the square images, in pixels. guidance_scale: of classifier-free guidance, 1 leaves it out.
+    guidance_scale is that of classifier-free guidance; 1 leaves it out.
     Raises ValueError where the resolution does not fall into whole tokens, and for a guidance_scale other than 1 where
     the pipeline says that its model is distilled.
     """
 
     pipeline_class = Flux2KleinPipeline
 
-    def __init__(
-        self,
-        pipeline: Flux2KleinPipeline,
-        resolution: int,
-        lora_rank: int,
-        lora_alpha: int,
-        guidance_scale: float = 1.0,
-        max_sequence_length: int = 512,
-        device: str | torch.device = "cpu",
-    ):
-        if guidance_scale != 1 and pipeline.config.is_distilled:
+    def __init__(self, pipeline: Flux2KleinPipeline, settings: PolicySettings):
+        if settings.guidance_scale != 1 and pipeline.config.is_distilled:
             raise ValueError(
-                f"guidance_scale={guidance_scale} would be ignored: this model is distilled and its pipeline knows no "
-                "guidance; set it to 1, or train a base model (FLUX.2-klein-base)"
+                f"guidance_scale={settings.guidance_scale} would be ignored: this model is distilled and its pipeline "
+                "knows no guidance; set it to 1, or train a base model (FLUX.2-klein-base)"
             )
-        super().__init__(
-            *(pipeline, resolution, lora_rank, lora_alpha, max_sequence_length, device),
-            cfg_scale=guidance_scale,
-            guidance=None,
-        )
+        super().__init__(pipeline, settings)
 
 
 def empirical_shift(num_tokens: int, num_steps: int) -> float:

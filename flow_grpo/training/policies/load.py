@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from flow_grpo.training.policies.base import Policy
+from flow_grpo.training.policies.base import Policy, PolicySettings
 from flow_grpo.training.policies.families import FAMILIES
 
 WEIGHT_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def load_policy(family: str, model: str, mixed_precision: str, lora: str | None = None, **options) -> Policy:
-    """Load the pipeline `model` (hub id or folder) as a policy of a family; options go to the policy.
+    """Load the pipeline `model` (hub id or folder) as a policy of a family; options are those of `PolicySettings`.
 
     lora: a folder that `save_lora` wrote, merged into the weights; the policy's own adapter starts on top of it.
 
@@ -26,7 +26,7 @@ def load_policy(family: str, model: str, mixed_precision: str, lora: str | None 
         pipeline.load_lora_weights(lora)
         pipeline.fuse_lora(components=["transformer"])
         pipeline.unload_lora_weights()
-    return policy_class(pipeline, **options)
+    return policy_class(pipeline, PolicySettings(**options))
 
 
 def find_policy(family: str) -> type[Policy]:

@@ -1,6 +1,6 @@
 """What the families share: a frozen diffusers pipeline, and LoRA on its transformer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -12,7 +12,8 @@ from peft.utils import get_peft_model_state_dict
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from flow_grpo.training.policies.base import PromptEmbeds
+from flow_grpo.training.image_size import Resolution, image_size
+from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
 from flow_grpo.training.shards import parts_like, whole
 
 # SD3.5 has three kinds of blocks, each compiled with the adapter and without it, and the first block once more: its input
@@ -23,58 +24,66 @@ RECOMPILE_LIMIT = 64
 class LoraPipeline:
     """The part of a `Policy` that is the same in every family.
 
-    A family adds `encode_prompts`, `sigmas`, `predict` and `to_tokens`, and `decode` where its VAE wants it otherwise.
-
-    lora_targets: ends of the names of the adapted layers. patch_size: latents along a token's side. resolution: of the
-    square images, in pixels. guidance_scale: of classifier-free guidance, see `velocity`; 1 leaves it out. lora_excluded:
-    names of layers that are not adapted although they are targets. The frozen weights keep the pipeline's dtype; the
-    adapter is fp32, and so is the VAE.
+    A family adds the attributes below, `latent_shape`, `encode_prompts`, `sigmas`, `predict` and `to_tokens`, and `decode`
+    where its VAE wants it otherwise. The frozen weights keep the pipeline's dtype; the adapter is fp32, and so is the VAE.
     Raises ValueError where the resolution does not fall into whole tokens.
     """
 
     pipeline_class: type[DiffusionPipeline]
+    lora_targets: list[str]  # ends of the names of the adapted layers
+    patch_size = 2  # latents along a token's side
     empty_prompt = ""  # what classifier-free guidance leads away from
 
-    def __init__(
-        self,
-        pipeline: DiffusionPipeline,
-        lora_targets: list[str],
-        patch_size: int,
-        resolution: int,
-        lora_rank: int,
-        lora_alpha: int,
-        device: str | torch.device,
-        guidance_scale: float = 1.0,
-        lora_excluded: Sequence[str] = (),
-    ):
-        pixels_per_token = pipeline.vae_scale_factor * patch_size
-        if resolution % pixels_per_token:
-            raise ValueError(f"resolution={resolution} must be a multiple of {pixels_per_token}, the pixels of a token")
-        self.token_grid = (resolution // pixels_per_token,) * 2
-        self.patch_size = patch_size
-        self.pipeline = pipeline
-        self.device = torch.device(device)
+    def __init__(self, pipeline: DiffusionPipeline, settings: PolicySettings):
+        self.pipeline, self.device = pipeline, torch.device(settings.device)
+        self.network = self.forward_module = pipeline.transformer
+        self.guidance_scale = settings.guidance_scale
+        self.max_sequence_length = settings.max_sequence_length
+        self.set_resolution(settings.resolution)
+        self._no_prompt: PromptEmbeds | None = None  # encoded when it is first asked for
 
-        pipeline.to(self.device)
         pipeline.vae.to(torch.float32)
         pipeline.vae.enable_slicing()  # one image at a time: in fp32 the decoder's activations are large
-        for component in pipeline.components.values():
-            if isinstance(component, nn.Module):
-                component.requires_grad_(False).eval()
-        self.network = pipeline.transformer
+        for component in self._modules():
+            component.requires_grad_(False).eval()
+        if settings.offload:
+            self.network.to(self.device)
+            self._let_others_wait()
+        else:
+            pipeline.to(self.device)
+        self._add_adapter(settings.lora_rank, settings.lora_alpha)
+
+    def _add_adapter(self, rank: int, alpha: int) -> None:
         self.lora_config = LoraConfig(
-            r=lora_rank,
-            lora_alpha=lora_alpha,
+            r=rank,
+            lora_alpha=alpha,
             init_lora_weights="gaussian",
-            target_modules=lora_targets,
-            exclude_modules=list(lora_excluded) or None,
+            target_modules=self.lora_targets,
+            exclude_modules=self.lora_excluded() or None,
         )
         self.network.add_adapter(self.lora_config)
         for parameter in self.trainable_parameters():
             parameter.data = parameter.data.float()  # AdamW loses small updates in half precision
-        self.forward_module = self.network
-        self.guidance_scale = guidance_scale
-        self._no_prompt: PromptEmbeds | None = None  # encoded when it is first asked for
+
+    def lora_excluded(self) -> list[str]:
+        """Names of layers that are not adapted although they are targets."""
+        return []
+
+    def _modules(self) -> list[nn.Module]:
+        return [component for component in self.pipeline.components.values() if isinstance(component, nn.Module)]
+
+    def _let_others_wait(self) -> None:
+        """Wrap `encode_prompts` and `decode`, so that what they need is on the device only while they run."""
+        encoders = [part for part in self._modules() if part not in (self.network, self.pipeline.vae)]
+        self.encode_prompts = _awake(self.encode_prompts, encoders, self.device)
+        self.decode = _awake(self.decode, [self.pipeline.vae], self.device)
+
+    def set_resolution(self, resolution: Resolution) -> None:
+        pixels = self.pipeline.vae_scale_factor * self.patch_size  # along a token's side
+        height, width = image_size(resolution)
+        if height % pixels or width % pixels:
+            raise ValueError(f"resolution={resolution} must be a multiple of {pixels}, the pixels of a token")
+        self.token_grid = (height // pixels, width // pixels)
 
     def predict(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: PromptEmbeds) -> torch.Tensor:
         """The model's velocity (B, ...), in fp32, for one prompt per latent: no guidance yet."""
@@ -102,7 +111,7 @@ class LoraPipeline:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) in [0, 1], fp32, of the VAE's latents (B, C, h, w)."""
         vae = self.pipeline.vae
-        latents = latents.float() / vae.config.scaling_factor + vae.config.shift_factor
+        latents = latents.float() / vae.config.scaling_factor + (vae.config.shift_factor or 0)
         images = vae.decode(latents, return_dict=False)[0]
         return (images / 2 + 0.5).clamp(0, 1)
 
@@ -155,6 +164,22 @@ class LoraPipeline:
                     # dynamic=False: an evaluation's smaller last batch would make every later graph one for any size
                     block.compile(backend=backend, dynamic=False)
         self.network.forward = _with_gradients(self.network.forward)
+
+
+def _awake(function: Callable, parts: list[nn.Module], device: torch.device) -> Callable:
+    """The same function, with the parts on the device while it runs and on the CPU otherwise."""
+
+    @wraps(function)
+    def run(*args, **kwargs):
+        try:
+            for part in parts:
+                part.to(device)
+            return function(*args, **kwargs)
+        finally:
+            for part in parts:
+                part.to("cpu")
+
+    return run
 
 
 def _with_gradients(forward: Callable[..., tuple[torch.Tensor]]) -> Callable[..., tuple[torch.Tensor]]:

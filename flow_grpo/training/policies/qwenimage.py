@@ -4,7 +4,7 @@ import torch
 from diffusers import QwenImagePipeline
 
 from flow_grpo.training.patches import unpatchify
-from flow_grpo.training.policies.base import PromptEmbeds
+from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
 from flow_grpo.training.policies.lora_pipeline import LoraPipeline
 from flow_grpo.training.policies.schedule import linear_shift, scheduler_sigmas
 
@@ -15,43 +15,35 @@ LORA_TARGETS = [
 ]
 # The last block's text goes nowhere: these would have no gradient, which DDP takes for a fault.
 UNUSED_IN_LAST_BLOCK = ["attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2"]
-PATCH_SIZE = 2  # fixed by the pipeline, which packs 2 x 2 latents into a token
 
 
 class QwenImagePolicy(LoraPipeline):
     """See `Policy`. Latents are packed as the pipeline packs them, (B, N, 4 C): its tokens already.
 
-    resolution: of the square images, in pixels. guidance_scale: of classifier-free guidance, the pipeline's
-    true_cfg_scale, with a negative prompt of one space; 1 leaves it out. max_sequence_length: tokens of a prompt without
-    its chat template; every prompt is padded to it, and the transformer does not see the padding.
+    guidance_scale is that of classifier-free guidance, the pipeline's true_cfg_scale, with a negative prompt of one space;
+    1 leaves it out. max_sequence_length does not count the chat template's head; every prompt is padded to it, and the
+    transformer does not see the padding.
     Raises ValueError where the resolution does not fall into whole tokens, and for a model that reads its guidance as an
     embedding, which this pipeline has no published model of.
     """
 
     pipeline_class = QwenImagePipeline
+    lora_targets = LORA_TARGETS
     empty_prompt = " "
 
-    def __init__(
-        self,
-        pipeline: QwenImagePipeline,
-        resolution: int,
-        lora_rank: int,
-        lora_alpha: int,
-        guidance_scale: float = 1.0,
-        max_sequence_length: int = 512,
-        device: str | torch.device = "cpu",
-    ):
-        transformer = pipeline.transformer.config
-        if transformer.guidance_embeds:
+    def __init__(self, pipeline: QwenImagePipeline, settings: PolicySettings):
+        if pipeline.transformer.config.guidance_embeds:
             raise ValueError("guidance_embeds=True: only models without a guidance embedding are supported")
-        last = f"transformer_blocks.{transformer.num_layers - 1}."
-        super().__init__(
-            *(pipeline, LORA_TARGETS, PATCH_SIZE, resolution, lora_rank, lora_alpha, device, guidance_scale),
-            lora_excluded=[last + name for name in UNUSED_IN_LAST_BLOCK],
-        )
+        super().__init__(pipeline, settings)
+
+    def lora_excluded(self) -> list[str]:
+        last = self.network.config.num_layers - 1
+        return [f"transformer_blocks.{last}.{name}" for name in UNUSED_IN_LAST_BLOCK]
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
         rows, columns = self.token_grid
-        self.latent_shape = (rows * columns, transformer.in_channels)
-        self.max_sequence_length = max_sequence_length
+        return rows * columns, self.network.config.in_channels
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> PromptEmbeds:
@@ -99,6 +91,6 @@ class QwenImagePolicy(LoraPipeline):
             torch.tensor(values, device=self.device).reshape(1, -1, 1, 1)
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
-        latents = unpatchify(latents.float(), self.token_grid, PATCH_SIZE) * std + mean  # (B, C, h, w)
+        latents = unpatchify(latents.float(), self.token_grid, self.patch_size) * std + mean  # (B, C, h, w)
         images = vae.decode(latents.unsqueeze(2), return_dict=False)[0][:, :, 0]  # the one frame of a film
         return (images / 2 + 0.5).clamp(0, 1)

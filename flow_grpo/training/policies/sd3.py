@@ -3,8 +3,9 @@
 import torch
 from diffusers import StableDiffusion3Pipeline
 
+from flow_grpo.training.image_size import Resolution
 from flow_grpo.training.patches import patchify
-from flow_grpo.training.policies.base import PromptEmbeds
+from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
 from flow_grpo.training.policies.lora_pipeline import LoraPipeline
 
 # Flow-GRPO's targets: both streams of the joint attention.
@@ -17,30 +18,29 @@ LORA_TARGETS = [
 class SD3Policy(LoraPipeline):
     """See `Policy`. Latents are (B, C, h, w); a token is a patch of patch_size x patch_size latents.
 
-    resolution: of the square images, in pixels. guidance_scale: classifier-free guidance, in sampling and in training
-    alike; 1 leaves it out.
-    Raises ValueError where the resolution does not fall into whole tokens.
+    guidance_scale is that of classifier-free guidance; 1 leaves it out.
+    Raises ValueError where the resolution does not fall into whole tokens, or has more than the model has places for.
     """
 
     pipeline_class = StableDiffusion3Pipeline
+    lora_targets = LORA_TARGETS
 
-    def __init__(
-        self,
-        pipeline: StableDiffusion3Pipeline,
-        resolution: int,
-        lora_rank: int,
-        lora_alpha: int,
-        guidance_scale: float = 1.0,
-        max_sequence_length: int = 256,
-        device: str | torch.device = "cpu",
-    ):
-        transformer = pipeline.transformer.config
-        super().__init__(
-            *(pipeline, LORA_TARGETS, transformer.patch_size, resolution, lora_rank, lora_alpha, device, guidance_scale)
-        )
-        side = resolution // pipeline.vae_scale_factor
-        self.latent_shape = (transformer.in_channels, side, side)
-        self.max_sequence_length = max_sequence_length
+    def __init__(self, pipeline: StableDiffusion3Pipeline, settings: PolicySettings):
+        self.patch_size = pipeline.transformer.config.patch_size
+        super().__init__(pipeline, settings)
+
+    def set_resolution(self, resolution: Resolution) -> None:
+        super().set_resolution(resolution)
+        most = self.pipeline.transformer.config.pos_embed_max_size
+        if max(self.token_grid) > most:
+            raise ValueError(
+                f"resolution={resolution} has {max(self.token_grid)} tokens along a side; this model has places for {most}"
+            )
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        rows, columns = self.token_grid
+        return self.network.config.in_channels, rows * self.patch_size, columns * self.patch_size
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> PromptEmbeds:

@@ -12,38 +12,25 @@ LORA_TARGETS = [
     *("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0"),
     *("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
 ]
-PATCH_SIZE = 2
 
 
 class ZImagePolicy(LoraPipeline):
     """See `Policy`. Latents are (B, C, h, w); a token is a patch of 2 x 2 latents.
 
-    resolution: of the square images, in pixels. guidance_scale: of classifier-free guidance, 1 leaves it out. The
-    pipeline counts from 0: its guidance_scale=4 is 5 here. Z-Image-Turbo wants 1.
-    max_sequence_length: tokens of a prompt in its chat template.
+    guidance_scale is that of classifier-free guidance, 1 leaves it out. The pipeline counts from 0: its 4 is 5 here.
+    Z-Image-Turbo wants 1. max_sequence_length counts the chat template too.
 
     The transformer takes each prompt at its own length, so a batch is as wide as its longest prompt.
     Raises ValueError where the resolution does not fall into whole tokens.
     """
 
     pipeline_class = ZImagePipeline
+    lora_targets = LORA_TARGETS
 
-    def __init__(
-        self,
-        pipeline: ZImagePipeline,
-        resolution: int,
-        lora_rank: int,
-        lora_alpha: int,
-        guidance_scale: float = 1.0,
-        max_sequence_length: int = 512,
-        device: str | torch.device = "cpu",
-    ):
-        super().__init__(
-            *(pipeline, LORA_TARGETS, PATCH_SIZE, resolution, lora_rank, lora_alpha, device, guidance_scale)
-        )
-        side = resolution // pipeline.vae_scale_factor
-        self.latent_shape = (pipeline.transformer.config.in_channels, side, side)
-        self.max_sequence_length = max_sequence_length
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        rows, columns = self.token_grid
+        return self.network.config.in_channels, rows * self.patch_size, columns * self.patch_size
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> PromptEmbeds:
@@ -70,7 +57,7 @@ class ZImagePolicy(LoraPipeline):
         return -torch.stack(velocities).squeeze(2).float()  # and its velocity points from noise to image
 
     def to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
-        return patchify(latents, PATCH_SIZE)
+        return patchify(latents, self.patch_size)
 
 
 def padded_sequences(sequences: list[torch.Tensor], length: int) -> PromptEmbeds:

@@ -24,13 +24,13 @@ def same(latents):
 class Layout:
     """What a test must know to ask a family's pipeline itself.
 
-    pack: from the VAE's latents (B, C, h, w) to the policy's. start: from the policy's latents to what the pipeline takes
-    as `latents`. finish: from what the pipeline returns as latents to the policy's, by the pipeline's VAE. guidance: the
+    pack: from the VAE's latents (B, C, h, w) to the policy's. start: from the policy's latents, of so many columns, to what
+    the pipeline takes as `latents`. finish: from what the pipeline returns as latents to the policy's, by the pipeline's VAE. guidance: the
     pipeline's arguments for a batch's guidance of a scale in our sense.
     """
 
     pack: Callable[[torch.Tensor], torch.Tensor] = same
-    start: Callable[[torch.Tensor], torch.Tensor] = same
+    start: Callable[[torch.Tensor, int], torch.Tensor] = lambda latents, columns: latents
     finish: Callable[[torch.Tensor, torch.nn.Module], torch.Tensor] = lambda latents, vae: latents
     guidance: Callable[[float, int], dict] = lambda scale, batch: {"guidance_scale": scale}
 
@@ -43,9 +43,8 @@ def pack_flux2(latents):
     return Flux2KleinPipeline._pack_latents(Flux2KleinPipeline._patchify_latents(latents))
 
 
-def unpack_flux2(latents):
-    side = RESOLUTION // 8
-    return latents.transpose(1, 2).unflatten(2, (side, side))  # (B, 4 C, rows, columns)
+def unpack_flux2(latents, columns):
+    return latents.transpose(1, 2).unflatten(2, (-1, columns))  # (B, 4 C, rows, columns)
 
 
 def normalise_flux2(latents, vae):
@@ -95,14 +94,14 @@ class Family:
         latents = vae.encode(pixels.unsqueeze(2) if is_film else pixels).latent_dist.mean
         return self.layout.pack(latents.squeeze(2) if is_film else latents)
 
-    def draw(self, pipeline, prompts, latents, guidance_scale=1.0, num_steps=3, output_type="latent") -> torch.Tensor:
+    def draw(self, pipeline, prompts, latents, guidance_scale=1.0, num_steps=3, output_type="latent", width=RESOLUTION):
         """What the pipeline itself draws from the policy's latents, by its own scheduler."""
         drawn = pipeline(
             prompt=list(prompts),
             height=RESOLUTION,
-            width=RESOLUTION,
+            width=width,
             num_inference_steps=num_steps,
-            latents=self.layout.start(latents),
+            latents=self.layout.start(latents, width // 8),
             max_sequence_length=MAX_SEQUENCE_LENGTH,
             output_type=output_type,
             **self.layout.guidance(guidance_scale, len(prompts)),

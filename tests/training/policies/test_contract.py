@@ -2,6 +2,7 @@
 
 import math
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -140,21 +141,54 @@ def test_a_resolution_of_broken_tokens_is_refused(family):
 # The pipeline as reference
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 4.5])
-def test_without_noise_a_rollout_draws_what_the_pipeline_draws(family, pipeline, prompts, guidance_scale):
-    """The same latents and images, of prompts of very different lengths in one batch."""
-    policy, uneven = family.make_policy(guidance_scale=guidance_scale), ["a sign", prompts[1]]
+@pytest.mark.parametrize("guidance_scale, width", [(1.0, 48), (4.5, 32)])
+def test_without_noise_a_rollout_draws_what_the_pipeline_draws(family, pipeline, prompts, guidance_scale, width):
+    """The same latents and images, square or not, of prompts of very different lengths in one batch."""
+    policy = family.make_policy(guidance_scale=guidance_scale, resolution=(32, width))
+    uneven = ["a sign", prompts[1]]
     drawn = rollout(policy, uneven, [5, 6], ODE, num_kept=3)
     start, end = drawn.latents[:, 0], drawn.next_latents[:, -1]
-    expected = family.draw(pipeline, uneven, start, guidance_scale)
+    expected = family.draw(pipeline, uneven, start, guidance_scale, width=width)
     # fp32, three steps; the pipeline takes the halves of a guided batch in another order, or one by one
     torch.testing.assert_close(end, expected, atol=2e-5, rtol=0)
-    other = family.draw(pipeline, uneven[::-1], start, guidance_scale)
+    other = family.draw(pipeline, uneven[::-1], start, guidance_scale, width=width)
     assert (other - expected).abs().max() > 1e-3, "prompts that do not matter would prove nothing"
-    images = family.draw(pipeline, uneven, start, guidance_scale, output_type="pt")
+    images = family.draw(pipeline, uneven, start, guidance_scale, output_type="pt", width=width)
+    assert images.shape == (2, 3, 32, width)
     assert (images[0] - images[1]).abs().max() > 0.01, "images all alike would prove nothing"
     # the pipeline decodes both images at once
     torch.testing.assert_close(drawn.images, images, atol=2e-5, rtol=0)
+
+
+def test_a_policy_goes_from_one_size_to_another_and_back(family, policy, prompts):
+    wide, embeds = family.make_policy(resolution=(16, 48)), policy.encode_prompts(prompts)
+    square = velocity(policy, some_latents(policy), embeds)
+    assert wide.token_grid == (2, 6)
+    expected = velocity(wide, some_latents(wide), embeds)
+    policy.set_resolution((16, 48))
+    try:
+        assert policy.token_grid == (2, 6) and policy.latent_shape == wide.latent_shape
+        assert torch.equal(velocity(policy, some_latents(policy), embeds), expected)
+    finally:
+        policy.set_resolution(32)
+    assert torch.equal(velocity(policy, some_latents(policy), embeds), square)
+
+
+def test_what_waits_on_the_cpu_comes_to_the_device_for_its_work_alone(family, policy, prompts):
+    """On the CPU the device is the same; the calls to and fro show the order."""
+    offloaded, moves = family.make_policy(offload=True), []
+    for name, part in offloaded.pipeline.components.items():
+        if isinstance(part, torch.nn.Module):
+            part.to = partial(lambda name, device: moves.append((name, str(device))), name)
+    offloaded.device = torch.device("cpu")
+    embeds = offloaded.encode_prompts(prompts)
+    encoders = [name for name in offloaded.pipeline.components if name.startswith("text_encoder")]
+    assert moves == [(name, "cpu") for name in encoders] * 2
+    moves.clear()
+    images = offloaded.decode(some_latents(offloaded))
+    assert moves == [("vae", "cpu")] * 2
+    torch.testing.assert_close(vars(embeds), vars(policy.encode_prompts(prompts)), atol=0, rtol=0)
+    assert torch.equal(images, policy.decode(some_latents(policy)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

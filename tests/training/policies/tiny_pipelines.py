@@ -59,7 +59,7 @@ QWEN3_CHAT = CHAT + (
 MISTRAL_CHAT = "{% for m in messages %}[{{ m.role }}]{{ m.content[0].text }}{% endfor %}"
 
 
-def save_sd3(folder):
+def save_sd3(folder, pos_embed_max_size=8):
     """SD3.5-medium's traits: a block with a second attention, a last one that drops the text, RMS norms, three encoders."""
     transformer = SD3Transformer2DModel(
         sample_size=8,
@@ -71,7 +71,7 @@ def save_sd3(folder):
         joint_attention_dim=32,
         caption_projection_dim=32,
         pooled_projection_dim=32,
-        pos_embed_max_size=8,
+        pos_embed_max_size=pos_embed_max_size,
         dual_attention_layers=(0,),
         qk_norm="rms_norm",
     )
@@ -231,10 +231,10 @@ VAE_TRAITS = {
 }
 
 
-def vae():
+def vae(shift_factor=0.2):
     """4 pixels per latent; a scale and a shift that would be missed; what it decodes stays in its place."""
     torch.manual_seed(0)  # some random VAEs drown one bright pixel in their norms over the whole image
-    return kept_in_place(AutoencoderKL(**VAE_TRAITS, scaling_factor=1.3, shift_factor=0.2))
+    return kept_in_place(AutoencoderKL(**VAE_TRAITS, scaling_factor=1.3, shift_factor=shift_factor))
 
 
 def flux2_vae():

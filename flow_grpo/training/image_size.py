@@ -1,0 +1,16 @@
+"""The size of the images, as a configuration gives it."""
+
+Resolution = int | tuple[int, int]  # a side, or (height, width), in pixels
+
+
+def image_size(resolution: Resolution) -> tuple[int, int]:
+    """(height, width) in pixels, of a side or of both.
+
+    Raises ValueError for what is neither.
+    """
+    sides = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(
+            f"resolution={resolution!r} must be a side in pixels, or (height, width), for instance (512, 768)"
+        )
+    return sides
