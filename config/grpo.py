@@ -195,3 +195,84 @@ def ocr_map_flux() -> ml_collections.ConfigDict:
     config.sample.noise_level = 0.9
     config.train.beta = 0.0
     return config
+
+
+@run
+def ocr_map_zimage() -> ml_collections.ConfigDict:
+    """OCR maps on Z-Image (6 B parameters) at 512 px. Nobody has run it: see `_untuned`.
+
+    accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map_zimage
+    One to 8 GPUs of 80 GB, by config.num_gpus: the computed need is 34 GiB, and 27 with --config.offload=True.
+    """
+    config = _untuned("zimage", "Tongyi-MAI/Z-Image")
+    config.batch_size = 12
+    config.gradient_checkpointing = True  # 18 GiB per image without
+    config.sample.guidance_scale = 5.0  # its pipeline counts from 0 and says 4
+    return config
+
+
+@run
+def ocr_map_flux2_klein() -> ml_collections.ConfigDict:
+    """OCR maps on FLUX.2-klein-base-4B at 512 px. Nobody has run it: see `_untuned`.
+
+    accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map_flux2_klein
+    One to 8 GPUs of 80 GB, by config.num_gpus: the computed need is 53 GiB.
+    """
+    config = _untuned("flux2_klein", "black-forest-labs/FLUX.2-klein-base-4B")
+    config.max_sequence_length = 512  # the model attends to a prompt's padding, and was trained with this much of it
+    config.batch_size = 4
+    config.sample.guidance_scale = 4.0
+    return config
+
+
+@run
+def ocr_map_qwenimage() -> ml_collections.ConfigDict:
+    """OCR maps on Qwen-Image (20 B parameters) at 512 px. Nobody has run it: see `_untuned`.
+
+    accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map_qwenimage
+    One to 8 GPUs of 80 GB, by config.num_gpus: the computed need is 51 GiB, and 66 without config.offload.
+    """
+    config = _untuned("qwenimage", "Qwen/Qwen-Image")
+    config.lora_rank = 64
+    config.lora_alpha = 128
+    config.batch_size = 4
+    config.gradient_checkpointing = True
+    config.offload = True
+    config.sample.guidance_scale = 4.0  # its pipeline's true_cfg_scale
+    return config
+
+
+@run
+def ocr_map_flux2() -> ml_collections.ConfigDict:
+    """OCR maps on FLUX.2-dev (32 B parameters) at 512 px. Nobody has run it: see `_untuned`.
+
+    KIND=fsdp2 NUM_GPUS=8 RUN=ocr_map_flux2 scripts/one_node.sh
+    8 GPUs of 80 GB, by FSDP2: the text encoder alone has 45 GiB, which wait in the CPU's memory.
+    """
+    config = _untuned("flux2", "black-forest-labs/FLUX.2-dev")
+    config.max_sequence_length = 512  # the model attends to a prompt's padding, and was trained with this much of it
+    config.batch_size = 3
+    config.gradient_checkpointing = True
+    config.offload = True
+    config.sample.guidance_scale = 4.0  # an embedding here, not a second forward pass
+    return config
+
+
+def _untuned(policy: str, model: str) -> ml_collections.ConfigDict:
+    """What the runs of models share that nobody has published a Flow-GRPO run of.
+
+    The SDE, its steps, the learning rate and the KL are those of Flow-GRPO's SD3.5-medium run: a start, not a result. The
+    batch sizes are computed by scripts/memory_table.py, not measured; each divides 48 groups of 24 images on 1, 2, 4 and 8
+    GPUs, so that one epoch is the same on all of them.
+    """
+    config = base.get_config()
+    config.policy = policy
+    config.model = model
+    config.dataset = "dataset/ocr"
+    config.max_sequence_length = 128
+    config.mixed_precision = "bf16"  # in which their weights are published
+    config.rewards.ocr_map = 1.0
+    config.reward_options.ocr_map = OCR_WORKERS
+    config.num_gpus = 8
+    config.group_size = 24
+    return config

@@ -8,7 +8,7 @@ def image_size(resolution: Resolution) -> tuple[int, int]:
 
     Raises ValueError for what is neither.
     """
-    sides = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
+    sides = tuple(resolution) if isinstance(resolution, list | tuple) else (resolution, resolution)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(
             f"resolution={resolution!r} must be a side in pixels, or (height, width), for instance (512, 768)"

@@ -6,9 +6,19 @@ from config.base import get_config as base_config
 from config.grpo import RUNS as REGISTERED
 from config.grpo import get_config, run
 from config.validation import GEOMETRY_OF_GPUS, resolve
+from flow_grpo.training.policies.families import FAMILIES
 
 TINY_RUNS = ("tiny_ocr_map", "tiny_ocr", "tiny_clip_gradcam")
-RUNS = (*TINY_RUNS, "ocr_map_sd3", "ocr_sd3", "ocr_map_pickscore_sd3", "ocr_map_sd3_fast", "ocr_map_flux")
+UNTUNED_RUNS = ("ocr_map_zimage", "ocr_map_flux2_klein", "ocr_map_qwenimage", "ocr_map_flux2")
+RUNS = (
+    *TINY_RUNS,
+    "ocr_map_sd3",
+    "ocr_sd3",
+    "ocr_map_pickscore_sd3",
+    "ocr_map_sd3_fast",
+    "ocr_map_flux",
+    *UNTUNED_RUNS,
+)
 
 
 def flatten(tree, prefix=""):
@@ -64,6 +74,16 @@ def test_the_large_runs_scale_by_one_field(name, num_gpus):
     resolved, geometry = resolve(config, num_processes=num_gpus)
     assert (resolved.group_size, resolved.batch_size) == GEOMETRY_OF_GPUS[num_gpus]
     assert geometry.batches_per_process * geometry.batch_size * num_gpus == geometry.num_samples
+
+
+@pytest.mark.parametrize("num_gpus", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", UNTUNED_RUNS)
+def test_a_run_of_another_family_has_the_same_epoch_on_1_to_8_gpus(name, num_gpus):
+    config = get_config(name)
+    config.num_gpus = num_gpus
+    resolved, geometry = resolve(config, num_processes=num_gpus)
+    assert geometry.num_samples == 48 * 24 and geometry.updates_per_epoch == 2
+    assert resolved.policy in FAMILIES
 
 
 def test_flow_grpos_published_run_is_the_base_of_the_large_ones():

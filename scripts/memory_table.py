@@ -1,0 +1,233 @@
+"""What a LoRA run of each model family needs of a GPU's memory, computed on the meta device: nothing is loaded or measured.
+
+python scripts/memory_table.py --resolution 512 --batch 4
+
+The transformer is built from its published configuration and run once, without data, on a batch of images. Columns, GiB:
+    transformer   its frozen weights, 2 bytes each
+    encoders      the text encoders' weights, 2 bytes each, from their published sizes
+    adapter       the LoRA in fp32, five times: weights, gradients, two moments of AdamW, EMA
+    kept          what the backward pass of one step keeps for the batch, 2 bytes per value
+    checkpointed  the same with gradient checkpointing: every block's input, and all of one block
+    total         transformer, encoders, adapter and checkpointed; without the encoders in brackets, for prompts that a
+                  prompt cache holds
+Left out: the VAE's decoder (about 3 GiB for one image of 512 px, when nothing else is kept), the reward models and what
+the allocator wastes. Leave a tenth of the card free.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import diffusers
+import torch
+from diffusers import (
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
+    ZImageTransformer2DModel,
+)
+from peft import LoraConfig
+from torch import nn
+
+from flow_grpo.training.policies import flux, flux2, qwenimage, sd3, zimage
+
+GIB = 2**30
+HALF = 2  # bytes of a bf16 value
+COPIES_OF_ADAPTER = 5 * 4  # bytes per parameter: weight, gradient, two moments and average, in fp32
+PIXELS_PER_TOKEN = 16  # along a side, in every family
+
+
+@dataclass(frozen=True)
+class Model:
+    """A published model. encoders: billions of parameters of its text encoders. passes: 2 with classifier-free guidance."""
+
+    build: Callable[[], nn.Module]
+    inputs: Callable[[nn.Module, int, int, int], dict]  # (transformer, batch, tokens along a side, length of the text)
+    lora_targets: list[str]
+    encoders: float
+    passes: int
+    lora_rank: int = 32
+
+
+def tensor(*shape: int) -> torch.Tensor:
+    return torch.empty(*shape, device="meta", dtype=torch.bfloat16)
+
+
+def sd3_inputs(transformer, batch, side, length):
+    return dict(
+        hidden_states=tensor(batch, 16, 2 * side, 2 * side),
+        timestep=tensor(batch),
+        encoder_hidden_states=tensor(batch, 77 + length, 4096),
+        pooled_projections=tensor(batch, 2048),
+    )
+
+
+def flux_inputs(transformer, batch, side, length):
+    return dict(
+        hidden_states=tensor(batch, side**2, 64),
+        timestep=tensor(batch),
+        guidance=tensor(batch),
+        encoder_hidden_states=tensor(batch, length, 4096),
+        pooled_projections=tensor(batch, 768),
+        img_ids=torch.zeros(side**2, 3, device="meta"),
+        txt_ids=torch.zeros(length, 3, device="meta"),
+    )
+
+
+def flux2_inputs(transformer, batch, side, length):
+    return dict(
+        hidden_states=tensor(batch, side**2, 128),
+        timestep=tensor(batch),
+        guidance=tensor(batch) if transformer.config.guidance_embeds else None,
+        encoder_hidden_states=tensor(batch, length, transformer.config.joint_attention_dim),
+        img_ids=torch.zeros(side**2, 4, device="meta"),
+        txt_ids=torch.zeros(length, 4, device="meta"),
+    )
+
+
+def qwenimage_inputs(transformer, batch, side, length):
+    return dict(
+        hidden_states=tensor(batch, side**2, 64),
+        timestep=tensor(batch),
+        encoder_hidden_states=tensor(batch, length, 3584),
+        img_shapes=[[(1, side, side)]] * batch,
+    )
+
+
+def zimage_inputs(transformer, batch, side, length):
+    return dict(
+        x=[tensor(16, 1, 2 * side, 2 * side) for _ in range(batch)],
+        t=tensor(batch),
+        cap_feats=[tensor(length, 2560) for _ in range(batch)],
+    )
+
+
+def sd35_medium() -> nn.Module:
+    return SD3Transformer2DModel(
+        sample_size=128,
+        num_layers=24,
+        num_attention_heads=24,
+        attention_head_dim=64,
+        joint_attention_dim=4096,
+        caption_projection_dim=1536,
+        pooled_projection_dim=2048,
+        dual_attention_layers=tuple(range(13)),
+        qk_norm="rms_norm",
+        pos_embed_max_size=384,
+    )
+
+
+def klein(num_layers: int, num_single_layers: int, num_heads: int, text_width: int) -> Callable[[], nn.Module]:
+    return lambda: Flux2Transformer2DModel(
+        num_layers=num_layers,
+        num_single_layers=num_single_layers,
+        num_attention_heads=num_heads,
+        joint_attention_dim=3 * text_width,
+        guidance_embeds=False,
+    )
+
+
+MODELS = {
+    "SD3.5-medium": Model(sd35_medium, sd3_inputs, sd3.LORA_TARGETS, encoders=5.6, passes=2),
+    "FLUX.2-klein-base-4B": Model(klein(5, 20, 24, 2560), flux2_inputs, flux2.LORA_TARGETS, encoders=4.0, passes=2),
+    "Z-Image": Model(ZImageTransformer2DModel, zimage_inputs, zimage.LORA_TARGETS, encoders=4.0, passes=2),
+    "FLUX.2-klein-base-9B": Model(klein(8, 24, 32, 4096), flux2_inputs, flux2.LORA_TARGETS, encoders=8.2, passes=2),
+    "FLUX.1-dev": Model(
+        lambda: FluxTransformer2DModel(guidance_embeds=True),
+        *(flux_inputs, flux.LORA_TARGETS),
+        encoders=4.9,
+        passes=1,
+        lora_rank=64,
+    ),
+    "Qwen-Image": Model(
+        *(QwenImageTransformer2DModel, qwenimage_inputs, qwenimage.LORA_TARGETS), encoders=8.3, passes=2, lora_rank=64
+    ),
+    "FLUX.2-dev": Model(Flux2Transformer2DModel, flux2_inputs, flux2.LORA_TARGETS, encoders=24.0, passes=1),
+}
+
+
+class FusedAttention(torch.autograd.Function):
+    """What a fused kernel keeps: queries, keys, values and the result. The meta device has no such kernel."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        result = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, result)
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise NotImplementedError("nothing is computed on the meta device")
+
+
+def fused_attention(query, key, value, attn_mask=None, **options):
+    return FusedAttention.apply(query, key, value)
+
+
+def kept_bytes(transformer: nn.Module, inputs: dict) -> int:
+    """The bytes that autograd keeps between a forward pass and its backward pass, weights left out."""
+    weights = {parameter.untyped_storage()._cdata for parameter in transformer.parameters()}
+    kept = {}
+
+    def keep(saved: torch.Tensor) -> torch.Tensor:
+        storage = saved.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage  # held, so that no other storage gets its number
+        return saved
+
+    original = torch.nn.functional.scaled_dot_product_attention
+    torch.nn.functional.scaled_dot_product_attention = fused_attention
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+            transformer(**inputs, return_dict=False)
+    finally:
+        torch.nn.functional.scaled_dot_product_attention = original
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def memory(model: Model, resolution: int, batch: int, length: int) -> dict[str, float]:
+    """The columns of the module's docstring, in GiB."""
+    with torch.device("meta"):
+        transformer = model.build().to(torch.bfloat16).requires_grad_(False)
+        transformer.add_adapter(LoraConfig(r=model.lora_rank, target_modules=model.lora_targets))
+    transformer.to(torch.bfloat16)  # as autocast hands the adapter to a product
+    adapter = sum(p.numel() for p in transformer.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in transformer.parameters() if not p.requires_grad)
+    rows, side = batch * model.passes, resolution // PIXELS_PER_TOKEN
+    kept = kept_bytes(transformer, model.inputs(transformer, rows, side, length))
+    blocks = [block for stack in transformer.children() if isinstance(stack, nn.ModuleList) for block in stack]
+    width = transformer.inner_dim if hasattr(transformer, "inner_dim") else transformer.dim
+    inputs = len(blocks) * rows * (side**2 + length) * width * HALF
+    columns = {
+        "transformer": frozen * HALF,
+        "encoders": model.encoders * 1e9 * HALF,
+        "adapter": adapter * COPIES_OF_ADAPTER,
+        "kept": kept,
+        "checkpointed": inputs + kept / len(blocks),
+    }
+    columns["total"] = sum(columns[name] for name in ("transformer", "encoders", "adapter", "checkpointed"))
+    return {name: size / GIB for name, size in columns.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--resolution", type=int, default=512, help="side of the images, in pixels")
+    parser.add_argument("--batch", type=int, default=4, help="images of one forward pass")
+    parser.add_argument("--length", type=int, default=128, help="tokens of a prompt")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    args = parser.parse_args()
+    diffusers.logging.set_verbosity_error()
+    print(f"GiB, {args.batch} images of {args.resolution} px, prompts of {args.length} tokens\n")
+    print("| model | transformer | encoders | adapter | kept | checkpointed | total |")
+    print("|---|---|---|---|---|---|---|")
+    for name in args.models:
+        row = memory(MODELS[name], args.resolution, args.batch, args.length)
+        cells = [f"{row[column]:.1f}" for column in ("transformer", "encoders", "adapter", "kept", "checkpointed")]
+        print(
+            f"| {name} | {' | '.join(cells)} | {row['total']:.1f} ({row['total'] - row['encoders']:.1f}) |", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
