@@ -21,6 +21,7 @@ class Sample:
     image: (H, W, 3) uint8. reward: the weighted sum; rewards: {scorer: its own}; None where it could not be scored.
     overlays: {scorer: its map over the image, (H, W, 3) uint8, or None where that map is not valid}, of those with maps.
     advantage: what a rollout's image earned among its siblings; None in an evaluation.
+    control: what was done to the maps before they spread it; the overlays are from before that.
     """
 
     prompt: str
@@ -29,6 +30,7 @@ class Sample:
     rewards: dict[str, float | None]
     overlays: dict[str, np.ndarray | None]
     advantage: float | None = None
+    control: str = "none"
 
     def row(self) -> dict[str, Any]:
         """One row of a table: texts, numbers and pictures by column, the same columns for all samples of a kind."""
@@ -36,7 +38,9 @@ class Sample:
         row = {"prompt": self.prompt, "image": self.image, **maps, "reward": self.reward}
         if len(self.rewards) > 1:  # one alone is "reward", but for its weight
             row |= self.rewards
-        return row if self.advantage is None else row | {"advantage": self.advantage}
+        if self.advantage is not None:
+            row["advantage"] = self.advantage
+        return row if self.control == "none" else row | {"control": self.control}
 
     def label(self) -> str:
         """The first quoted target, the reward and the advantage, short enough for a tile of a sheet."""

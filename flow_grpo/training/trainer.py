@@ -167,7 +167,10 @@ class Trainer:
         """The first samples of the rollout with the advantage that each has, the mean over its tokens in every mode."""
         if samples:
             advantages = credit.advantages[0, : len(samples)].mean(dim=-1).tolist()
-            shown = [replace(sample, advantage=a) for sample, a in zip(samples, advantages, strict=True)]
+            control = self.config.advantage.control
+            shown = [
+                replace(sample, advantage=a, control=control) for sample, a in zip(samples, advantages, strict=True)
+            ]
             self.tracker.log_samples("rollout/samples", shown, epoch)
 
     def _evaluate(self, epoch: int) -> None:

@@ -88,6 +88,11 @@ def test_a_row_of_one_reward_names_it_once():
     assert row["map/own"] is picture and row["reward"] == 0.5
 
 
+def test_a_row_says_under_which_control_its_advantage_was_spread():
+    assert "control" not in sample(advantage=1.0).row()
+    assert sample(advantage=1.0, control="rolled").row()["control"] == "rolled"
+
+
 def test_a_row_of_several_rewards_and_an_advantage_has_a_column_for_each():
     row = Sample("a", solid(0), 0.7, {"one": 0.5, "two": 0.2}, {}, advantage=-1.5).row()
     assert row | {"image": None} == dict(prompt="a", image=None, reward=0.7, one=0.5, two=0.2, advantage=-1.5)
