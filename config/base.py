@@ -29,6 +29,7 @@ class Run(Section):
         42,
         "Draws prompts, noise and the LoRA's first weights. The same seed on the same machine is the same run, "
         "bit for bit.",
+        ge=0,
     )
     num_epochs: int = field(1000, "An epoch is one rollout of all groups and its updates.", gt=0)
     resume_from: str = field(
@@ -317,7 +318,14 @@ class Update(Section):
     learning_rate: float = field(0.0003, "AdamW; Flow-GRPO's.", gt=0)
     weight_decay: float = field(0.0001, "Flow-GRPO's.", ge=0)
     max_grad_norm: float = field(1.0, "Flow-GRPO's.", gt=0)
-    ema_decay: float = field(0.9, "Of the averaged LoRA that evaluations and `lora_ema` take; Flow-GRPO's.", ge=0, lt=1)
+    ema_decay: float = field(
+        0.9,
+        "Of the averaged LoRA that evaluations and `lora_ema` take; Flow-GRPO's, with its warm-up over the first 80 "
+        "optimizer steps. With an update every 8 steps the average is 38 steps behind the weights at step 80 and 72 at "
+        "step 800 (Flow-GRPO's own is measured at 13 to 24 and 16 to 35: it may take several updates in one step).",
+        ge=0,
+        lt=1,
+    )
     ema_every: int = field(8, "Optimizer steps between its updates; Flow-GRPO's.", gt=0)
 
 

@@ -15,7 +15,7 @@ import torch
 
 from flow_grpo.rewards import WeightedScorers
 from flow_grpo.score import PromptErrors
-from flow_grpo.training.seeds import sample_seed, seeded
+from flow_grpo.training.seeds import Domain, sample_seed, seeded
 
 # What a split's file may be called; the last is Flow-GRPO's name for its GenEval prompts.
 _ENDINGS = (".txt", ".jsonl", "_metadata.jsonl")
@@ -174,8 +174,8 @@ class GroupSampler:
         for start in range(self.rank * self.batch_size, num_samples, stride):
             rows = range(start, start + self.batch_size)
             groups = [row // self.group_size for row in rows]
-            seeds = [sample_seed(self.seed, epoch * num_samples + row) for row in rows]
-            firsts = [sample_seed(self.seed, epoch * num_samples + group * self.group_size) for group in groups]
+            seeds = [self._noise_seed(epoch * num_samples + row) for row in rows]
+            firsts = [self._noise_seed(epoch * num_samples + group * self.group_size) for group in groups]
             batches.append(
                 SampleBatch(
                     prompts=[self.prompts[chosen[group]] for group in groups],
@@ -187,10 +187,16 @@ class GroupSampler:
             )
         return batches
 
+    def _noise_seed(self, number: int) -> int:
+        """Of a sample, by its number in the whole run."""
+        return sample_seed(Domain.NOISE, self.seed, number)
+
     def _prompt_indices(self, epoch: int) -> list[int]:
         """Walk through shuffled passes over the prompts, so that each is drawn equally often."""
         indices = range(epoch * self.num_groups, (epoch + 1) * self.num_groups)
         num_prompts = len(self.prompts)
         passes = {i // num_prompts for i in indices}
-        orders = {p: torch.randperm(num_prompts, generator=seeded(self.seed, p)).tolist() for p in passes}
+        orders = {
+            p: torch.randperm(num_prompts, generator=seeded(Domain.SHUFFLE, self.seed, p)).tolist() for p in passes
+        }
         return [orders[i // num_prompts][i % num_prompts] for i in indices]

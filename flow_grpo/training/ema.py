@@ -11,7 +11,8 @@ from flow_grpo.training.shards import own_parts, parts_like, whole
 class ExponentialMovingAverage:
     """average <- decay * average + (1 - decay) * weights, every `update_every` optimizer steps (Flow-GRPO: 0.9, 8).
 
-    The decay warms up as (1 + n) / (10 + n) over the first updates n, so that a short run is not stuck at its start.
+    The decay warms up as (1 + n) / (10 + n) over the first optimizer steps n, as Flow-GRPO's does, so that a short run is
+    not stuck at its start: it is 0.9 after 80 steps.
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], decay: float, update_every: int):
@@ -27,8 +28,7 @@ class ExponentialMovingAverage:
         self.num_steps += 1
         if self.num_steps % self.update_every:
             return
-        num_updates = self.num_steps // self.update_every
-        decay = min(self.decay, (1 + num_updates) / (10 + num_updates))
+        decay = min(self.decay, (1 + self.num_steps) / (10 + self.num_steps))
         torch._foreach_lerp_(own_parts(self.average), own_parts(self._parameters), 1 - decay)
 
     @contextmanager

@@ -13,7 +13,7 @@ from flow_grpo.training.records import Scored
 from flow_grpo.training.rollout import SDE, rollout
 from flow_grpo.training.samples import Sample
 from flow_grpo.training.scoring import PendingScores, gather
-from flow_grpo.training.seeds import sample_seed
+from flow_grpo.training.seeds import Domain, sample_seed
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,8 @@ def evaluate(
         # Filled up, and sampled by a process that has none left, too: another size would be compiled anew, and where the
         # weights lie in parts every process gives its own.
         filled = indices + [0] * (batch_size - len(indices))
-        images = rollout(
-            policy, [prompts[i] for i in filled], [sample_seed(seed, i) for i in filled], sde, num_kept=0
-        ).images
+        seeds = [sample_seed(Domain.EVALUATION, seed, i) for i in filled]
+        images = rollout(policy, [prompts[i] for i in filled], seeds, sde, num_kept=0).images
         if indices:
             told = [prompts[i] for i in indices], [metadata[i] for i in indices]
             for each in filter(None, (pending, watched)):

@@ -7,7 +7,7 @@ import torch
 
 from flow_grpo.training.policies.base import Policy, PromptEmbeds
 from flow_grpo.training.sde import kl_per_token, log_prob_per_token, sde_step
-from flow_grpo.training.seeds import sample_seed
+from flow_grpo.training.seeds import Domain, sample_seed
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def draw_window(size: int, within: tuple[int, int], *numbers: int) -> range:
     Flow-GRPO-Fast's sde_window_size and sde_window_range; MixGRPO, arXiv:2507.21802.
     """
     first, end = within
-    start = first + sample_seed(*numbers) % (end - size - first + 1)
+    start = first + sample_seed(Domain.WINDOW, *numbers) % (end - size - first + 1)
     return range(start, start + size)
 
 

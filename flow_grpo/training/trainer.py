@@ -22,7 +22,7 @@ from flow_grpo.training.records import Credit, Scored
 from flow_grpo.training.rollout import SDE, draw_window, rollout
 from flow_grpo.training.samples import Sample
 from flow_grpo.training.scoring import PendingScores, gather
-from flow_grpo.training.seeds import sample_seed
+from flow_grpo.training.seeds import Domain, sample_seed
 from flow_grpo.training.tracking import NullTracker, RunTracker
 
 NUM_SHOWN = 16  # samples of a rollout in its table: two rows of a sheet
@@ -153,7 +153,7 @@ class Trainer:
     def _credit(self, scored: Scored, sigmas: torch.Tensor, epoch: int) -> tuple[Credit, dict[str, float]]:
         """The credit of this process's samples, found among those of all."""
         credit, metrics = self.parts.credit(
-            gather(scored, self.distributed), sigmas[:-1].tolist(), sample_seed(self.config.seed, epoch)
+            gather(scored, self.distributed), sigmas[:-1].tolist(), sample_seed(Domain.CONTROL, self.config.seed, epoch)
         )
         own = slice(self.distributed.rank * len(scored.rewards), (self.distributed.rank + 1) * len(scored.rewards))
         return credit[own], metrics
