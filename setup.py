@@ -54,7 +54,6 @@ TRAIN = [
     "sentencepiece>=0.2",
     "protobuf>=4.25",
 ]
-DEEPSPEED = ["deepspeed>=0.19"]
 DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29", "nbclient>=0.10", "ipykernel>=6.29"]
 DEV = [
     "opencv-python==4.10.0.84",  # as PaddleOCR's
@@ -123,10 +122,9 @@ setup(
         "gold": GOLD,
         "remote": REMOTE,
         "train": TRAIN,
-        "deepspeed": TRAIN + DEEPSPEED,
         "demo": ["matplotlib>=3.8"],
         "docs": DOCS,
-        "dev": PADDLEOCR + GOLD + REMOTE + TRAIN + DEEPSPEED + DOCS + DEV,
+        "dev": PADDLEOCR + GOLD + REMOTE + TRAIN + DOCS + DEV,
     },
     classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
 )

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # RUN (tiny_ocr_map), a run of config/grpo.py, on NUM_PROCESSES (2) processes without a GPU. Further flags: --config.FIELD=VALUE
-# KIND=fsdp2 or deepspeed_zero2 instead of DDP, as in one_node.sh.
+# KIND=fsdp2 instead of DDP, as in one_node.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 launch="scripts/accelerate/${KIND:-cpu}.yaml"
 if [[ ! -f "$launch" ]]; then
-    echo "cpu.sh: KIND=$KIND is none of ddp, fsdp2, deepspeed_zero2" >&2
+    echo "cpu.sh: KIND=$KIND is none of ddp, fsdp2" >&2
     exit 2
 fi
 processes="${NUM_PROCESSES:-2}"

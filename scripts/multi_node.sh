@@ -4,14 +4,14 @@
 #   by hand   NUM_NODES=4 NODE_RANK=0..3 MASTER_ADDR=HOST_OF_NODE_0 scripts/multi_node.sh
 #   Slurm     srun --nodes=4 --ntasks-per-node=1 --gpus-per-node=8 scripts/multi_node.sh
 #
-# KIND=fsdp2 or deepspeed_zero2 instead of DDP, as in one_node.sh.
+# KIND=fsdp2 instead of DDP, as in one_node.sh.
 # The run's folder must be one that all machines share. Further flags are the run's: --config.FIELD=VALUE
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/accelerate/require_gpu.sh
 launch="scripts/accelerate/${KIND:-multi_node}.yaml"
 if [[ ! -f "$launch" ]]; then
-    echo "multi_node.sh: KIND=$KIND is none of ddp, fsdp2, deepspeed_zero2" >&2
+    echo "multi_node.sh: KIND=$KIND is none of ddp, fsdp2" >&2
     exit 2
 fi
 

@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
 # RUN (ocr_map_sd3), a run of config/grpo.py, on the GPUs of one machine: NUM_GPUS (8). Further flags: --config.FIELD=VALUE
-# KIND: ddp, a copy of the model on each; fsdp2, the model in parts, where it does not fit beside the activations;
-# deepspeed_zero2, the optimizer's state in parts, which with LoRA is little.
+# KIND: ddp, a copy of the model on each; fsdp2, the model in parts, where it does not fit beside the activations.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/accelerate/require_gpu.sh
 launch="scripts/accelerate/${KIND:-ddp}.yaml"
 if [[ ! -f "$launch" ]]; then
-    echo "one_node.sh: KIND=$KIND is none of ddp, fsdp2, deepspeed_zero2" >&2
+    echo "one_node.sh: KIND=$KIND is none of ddp, fsdp2" >&2
     exit 2
 fi
 gpus="${NUM_GPUS:-8}"

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, PartialState
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     gather_object,
-    is_deepspeed_available,
     parse_flag_from_env,
 )
 from torch import nn
@@ -16,7 +15,6 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from flow_grpo.training.policies.load import WEIGHT_DTYPES
 from flow_grpo.training.shards import whole
-from flow_grpo.training.zero import LossScale
 
 
 class Distributed:
@@ -29,12 +27,9 @@ class Distributed:
         self.mixed_precision = mixed_precision
         self.launched_processes()  # joins the others; a process alone on a CPU has no group to join
         joined = torch.distributed.is_initialized()
-        zero = _zero_plugin() if joined and parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") else None
         self.accelerator = Accelerator(
             cpu=_stays_on_cpu(),
-            # DeepSpeed's kinds of mixed precision round the adapter, or do without a common loss scale: see `prepare`.
-            mixed_precision="no" if zero else mixed_precision,
-            deepspeed_plugin=zero,
+            mixed_precision=mixed_precision,
             # Rollouts call the wrapped model without gradients; broadcasting buffers would make each a collective.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
@@ -42,9 +37,6 @@ class Distributed:
         if joined and parse_flag_from_env("ACCELERATE_USE_FSDP"):
             self.accelerator.state.fsdp_plugin = _fsdp2_plugin()
             self._choose(DistributedType.FSDP)
-        if zero:
-            self.accelerator.state.deepspeed_plugins = zero
-            self._choose(DistributedType.DEEPSPEED)
 
     def _choose(self, kind: DistributedType) -> None:
         """What accelerate does by itself on GPUs; on CPUs it would stay with DDP."""
@@ -54,8 +46,10 @@ class Distributed:
     @staticmethod
     def launched_processes() -> int:
         """How many processes the launcher started, known before the run is set up."""
-        if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") and not is_deepspeed_available():
-            raise ImportError('DeepSpeed is not installed: pip install "flow-grpo-maps[deepspeed]"')
+        if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+            raise ValueError(
+                "DeepSpeed is not supported; launch with scripts/accelerate/fsdp2.yaml, which does as much"
+            )
         return PartialState(cpu=_stays_on_cpu()).num_processes
 
     @property
@@ -86,34 +80,18 @@ class Distributed:
         Ask the network for its parameters again: FSDP2 replaces them.
         """
         self.max_grad_norm = max_grad_norm
-        if self._kind in (DistributedType.FSDP, DistributedType.DEEPSPEED) and self.mixed_precision != "no":
+        if self._kind == DistributedType.FSDP and self.mixed_precision != "no":
             # Alone and with DDP accelerate does so by itself.
             network.forward = torch.autocast(self.device.type, WEIGHT_DTYPES[self.mixed_precision])(network.forward)
-        if self._kind == DistributedType.DEEPSPEED:
-            config = self.accelerator.deepspeed_plugin.deepspeed_config
-            # DeepSpeed clips in its own step, and asks for the batch size only to count samples.
-            config.update({"gradient_clipping": max_grad_norm, "train_micro_batch_size_per_gpu": 1})
-            # By default its buffer for gradients would be of 2 GiB.
-            num_trained = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-            config["zero_optimization"]["reduce_bucket_size"] = num_trained
-        module, optimizer = self.accelerator.prepare(network, optimizer)
-        if self._kind == DistributedType.DEEPSPEED and self.mixed_precision == "fp16":
-            self.scaler = LossScale(module.optimizer)
-        self._module = module
-        return module, optimizer
+        return self.accelerator.prepare(network, optimizer)
 
     def begin_accumulation(self, num_passes: int) -> None:
         """The next num_passes backward passes make one optimizer step; the same number in every process."""
         self.accelerator.gradient_accumulation_steps = num_passes
         self.accelerator.step = 0  # its count of the passes so far
-        if self._kind == DistributedType.DEEPSPEED:
-            # The engine divides by a number of its own, which it derives from the batch size.
-            self._module.set_train_batch_size(num_passes * self.num_processes)
 
     def clip_gradients(self, parameters: Sequence[nn.Parameter]) -> torch.Tensor:
-        """Their norm before it is clipped to max_grad_norm, 0-dim; where DeepSpeed steps, that has been done."""
-        if self._kind == DistributedType.DEEPSPEED:
-            return torch.as_tensor(self._module.get_global_grad_norm(), device=self.device)
+        """Their norm before it is clipped to max_grad_norm, 0-dim."""
         # Not accelerate's clip_grad_norm_: with FSDP2 it would undo the loss scale twice.
         self.accelerator.unscale_gradients()
         return whole(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
@@ -150,14 +128,6 @@ class Distributed:
 
     def wait_for_everyone(self) -> None:
         self.accelerator.wait_for_everyone()
-
-
-def _zero_plugin() -> DeepSpeedPlugin:
-    """DeepSpeed as the launcher's configuration asks for it."""
-    plugin = DeepSpeedPlugin(gradient_accumulation_steps=1)
-    if plugin.zero_stage != 2:
-        raise ValueError(f"zero_stage {plugin.zero_stage} is not supported; launch with zero_stage: 2")
-    return plugin
 
 
 def _fsdp2_plugin() -> FullyShardedDataParallelPlugin:

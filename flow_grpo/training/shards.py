@@ -1,17 +1,11 @@
-"""Weights and optimizer state that lie in parts on several processes: whole where saved, in parts where used.
-
-FSDP2's tensors are torch's DTensors; DeepSpeed's optimizer has a form of its own, which zero.py reads.
-"""
+"""Weights and optimizer state that lie in parts on several processes (FSDP2's DTensors): whole where saved."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import DeepSpeedOptimizerWrapper
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
-
-from flow_grpo.training.zero import load_zero_state, whole_zero_state
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -34,16 +28,11 @@ def parts_like(tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """`optimizer.state_dict()` with whole tensors, on the CPU; every process must call it."""
-    if isinstance(optimizer, DeepSpeedOptimizerWrapper):
-        return whole_zero_state(optimizer.optimizer)
     return tree_map_only(torch.Tensor, lambda tensor: whole(tensor).cpu(), optimizer.state_dict())
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Take over what `whole_optimizer_state` gave, in this run or another, however the parameters lie."""
-    if isinstance(optimizer, DeepSpeedOptimizerWrapper):
-        load_zero_state(optimizer.optimizer, state)
-        return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
         index: {

@@ -101,6 +101,5 @@ def process_environment():
     return os.environ | {
         "PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(HERE)]),
         "ACCELERATE_USE_CPU": "true",
-        "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
     }

@@ -6,9 +6,7 @@ accelerate launch --config_file scripts/accelerate/KIND.yaml --num_processes 2 t
 import sys
 from pathlib import Path
 
-import tiny_run  # noqa: F401  nothing is compiled
 import torch
-from accelerate import DistributedType
 
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.shards import whole, whole_optimizer_state
@@ -20,10 +18,9 @@ BETA = 0.9  # AdamW's share of the old in its first moment
 
 def main(folder: Path) -> None:
     distributed = Distributed("fp16")
-    if distributed.accelerator.distributed_type != DistributedType.DEEPSPEED:
-        # accelerate has a scaler on GPUs alone; from here on it is used as there
-        distributed.scaler = distributed.accelerator.scaler = torch.amp.GradScaler("cpu")
-        distributed.accelerator.native_amp = True
+    # accelerate has a scaler on GPUs alone; from here on it is used as there
+    distributed.scaler = distributed.accelerator.scaler = torch.amp.GradScaler("cpu")
+    distributed.accelerator.native_amp = True
     layer = torch.nn.Linear(2, 1, bias=False)
     torch.nn.init.ones_(layer.weight)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)

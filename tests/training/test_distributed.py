@@ -1,6 +1,6 @@
 """Two real processes on the CPU against one with twice the batch: the same samples, advantages and weights.
 
-By DDP, FSDP2 and DeepSpeed's ZeRO-2, each as the launcher's own configuration sets it up.
+By DDP and by FSDP2, each as the launcher's own configuration sets it up.
 """
 
 import subprocess
@@ -20,7 +20,6 @@ NUM_EPOCHS = 3
 KINDS = {
     "ddp": ("DistributedDataParallel", "Parameter"),
     "fsdp2": ("FSDPSD3Transformer2DModel", "DTensor"),
-    "deepspeed_zero2": ("DeepSpeedEngine", "Parameter"),
 }
 
 
@@ -107,8 +106,8 @@ def assert_same_change(start, expected, ours):
 
 
 def test_a_run_goes_on_with_other_processes_and_another_way_to_share_the_weights(one, tmp_path, process_environment):
-    """FSDP2 on two, then one process, then ZeRO-2 on two: an epoch each, and the weights of one process throughout."""
-    legs = [(by_two_processes("fsdp2"), 2), ([], 1), (by_two_processes("deepspeed_zero2"), 2)]
+    """FSDP2 on two, then one process, then DDP on two: an epoch each, and the weights of one process throughout."""
+    legs = [(by_two_processes("fsdp2"), 2), ([], 1), (by_two_processes("ddp"), 2)]
     for epoch, (launcher, num_processes) in enumerate(legs, start=1):
         fields = {"num_gpus": num_processes, "batch_size": 4 // num_processes, "num_epochs": epoch, "eval_every": 0}
         fields |= {"run_dir": tmp_path / "run", "resume_from": "latest" if epoch > 1 else ""}

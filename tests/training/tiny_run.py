@@ -1,18 +1,11 @@
 """A configuration of seconds: tiny-sd3, two groups of four, the brightness reward. For `train_sd3.py --config`, too."""
 
 import json
-import os
 
 import torch
 
 from config.grpo import tiny_ocr_map
 from flow_grpo.training.tracking import read_metrics
-
-if "ACCELERATE_USE_DEEPSPEED" in os.environ:
-    import deepspeed
-
-    # DeepSpeed's own communication on CPUs would be compiled first, for a minute or two; gloo needs none.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 REWARD = "brightness_reward:Brightness"
 
