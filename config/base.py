@@ -10,7 +10,8 @@ import ml_collections
 from ml_collections import config_dict
 
 from config.section import Section, field
-from flow_grpo.training.advantages import COMBINES, CONTROLS, EVIDENCE, MODES
+from flow_grpo.training.advantages import COMBINES, CONTROLS, EVIDENCE
+from flow_grpo.training.modes import MODES
 from flow_grpo.training.objective import RATIOS
 from flow_grpo.training.policies.families import FAMILIES
 from flow_grpo.training.sde import KINDS

@@ -9,6 +9,7 @@ from config.base import Fields
 from config.command_line import hint
 from config.section import leaves
 from flow_grpo.training.image_size import image_size
+from flow_grpo.training.modes import MODES
 
 # Flow-GRPO's published geometry: processes -> (images a prompt, images a process samples at a time).
 # 8 is ours: the groups of 32 GPUs, sampled in four times as many batches.
@@ -177,14 +178,15 @@ def _check_steps(config: ml_collections.ConfigDict) -> None:
 
 def _check_objective(config: ml_collections.ConfigDict) -> None:
     train = config.train
-    if config.advantage.control != "none" and config.advantage.mode == "scalar":
+    mode, control = config.advantage.mode, config.advantage.control
+    if control != "none" and not MODES[mode].map_kinds:
         raise ValueError(
-            f"advantage.control={config.advantage.control} changes maps, which advantage.mode=scalar does not use; set "
+            f"advantage.control={control} changes maps, which advantage.mode={mode} does not use; set "
             "--config.advantage.control=none, or another mode"
         )
-    if train.ratio == "image" and config.advantage.mode != "scalar":
+    if train.ratio == "image" and MODES[mode].map_kinds:
         raise ValueError(
-            f"train.ratio=image averages the tokens' advantages and would ignore advantage.mode={config.advantage.mode}; "
+            f"train.ratio=image averages the tokens' advantages and would ignore advantage.mode={mode}; "
             "use train.ratio=gspo_token, or advantage.mode=scalar"
         )
     if train.ratio_norm and config.sample.sde != "flow":

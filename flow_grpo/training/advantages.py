@@ -9,6 +9,7 @@ own map. Sums run in float64 and results are rounded to fp32.
 import torch
 
 from .controls import CONTROLS, controlled_maps
+from .modes import MODES, weight_metrics
 from .spread import (
     EVIDENCE,
     MAP_KINDS,
@@ -30,7 +31,6 @@ __all__ = [
 ]
 # fmt: on
 
-MODES = ("scalar", "weight", "residual")
 COMBINES = ("sum", "each")
 
 STD_EPSILON = 1e-4  # Flow-GRPO's, added to the std
@@ -134,11 +134,19 @@ def token_advantages(
     if token_maps is None:
         return advantages[:, None]
     check_maps(token_maps, map_valid, advantages.shape[0])
-    if mode == "scalar":
+    if MODES[mode].change is None:
         return advantages[:, None].expand(token_maps.shape)
-    lam = alpha if lam is None else lam
-    change = _change(
-        advantages.double(), token_maps, map_kind, mode, alpha, lam, w_max, map_valid, neutral, evidence, group_ids
+    change = MODES[mode].change(
+        advantages.double(),
+        token_maps,
+        map_kind,
+        alpha=alpha,
+        lam=alpha if lam is None else lam,
+        w_max=w_max,
+        map_valid=map_valid,
+        neutral=neutral,
+        evidence=evidence,
+        group_ids=group_ids,
     )
     return (advantages[:, None].double() + change).float()  # (B, N)
 
@@ -188,7 +196,7 @@ def combined_token_advantages(
     spread = advantages[:, None].double()  # (B, 1)
     for name, maps in token_maps.items():
         check_maps(maps, None, len(advantages))
-        if mode == "scalar":
+        if MODES[mode].change is None:
             spread = spread.expand(maps.shape)
             continue
         neutral = (neutrals or {}).get(name, NEUTRAL)
@@ -203,9 +211,17 @@ def combined_token_advantages(
             token_grid,
             seed,
         )
-        strength = (alpha if lam is None else lam) * weights[name] / total_weight
-        spread = spread + _change(
-            parts[name], maps, map_kinds[name], mode, alpha, strength, w_max, map_ok, neutral, evidence, group_ids
+        spread = spread + MODES[mode].change(
+            parts[name],
+            maps,
+            map_kinds[name],
+            alpha=alpha,
+            lam=(alpha if lam is None else lam) * weights[name] / total_weight,
+            w_max=w_max,
+            map_valid=map_ok,
+            neutral=neutral,
+            evidence=evidence,
+            group_ids=group_ids,
         )
     return spread.float()
 
@@ -224,28 +240,6 @@ def part_metrics(rewards, parts, group_ids, valid):
     every = torch.stack([part[valid] for part in parts.values()])  # (K, V)
     metrics["sign_disagreement"] = ((every > 0).any(dim=0) & (every < 0).any(dim=0)).double().mean()
     return metrics
-
-
-def weight_metrics(weights, fallback):
-    """What the weights did, as detached 0-dim tensors: over ranks of equal batches each reduces by its mean.
-
-    weights: (B, N). fallback: (B,) bool. fallback_share: images whose map was not used. effective_token_share:
-    1 / mean(w^2), 1 for the scalar advantage, 1/8 where an eighth of the tokens holds all the weight.
-    """
-    return {
-        "fallback_share": fallback.float().mean(),
-        "effective_token_share": (1 / weights.detach().square().mean(dim=1)).mean(),
-    }
-
-
-def _change(part, maps, map_kind, mode, alpha, lam, w_max, map_valid, neutral, evidence, group_ids):
-    """What a map adds to the even spread of a part (B,): (B, N) float64, of mean 0, exactly 0 where it says nothing."""
-    if mode == "weight":
-        weights, _ = token_weights(part, maps, map_kind, alpha, w_max, map_valid, neutral, evidence, group_ids)
-        return part[:, None] * (weights.double() - 1)
-    residuals, _ = token_residuals(maps, group_ids, map_kind, map_valid)
-    lam = lam.to(residuals).reshape(-1, 1) if isinstance(lam, torch.Tensor) else lam
-    return lam * residuals.double()
 
 
 def _clamped(parts, limit):

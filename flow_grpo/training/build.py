@@ -18,6 +18,7 @@ from flow_grpo.training.data import GroupSampler, check_data, load_metadata, loa
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.ema import ExponentialMovingAverage
 from flow_grpo.training.image_size import image_size
+from flow_grpo.training.modes import MODES
 from flow_grpo.training.policies.base import Policy
 from flow_grpo.training.policies.load import load_policy
 from flow_grpo.training.prompt_cache import PromptCache
@@ -78,7 +79,7 @@ def build(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Di
     policy.forward_module, optimizer = distributed.prepare(policy.network, optimizer, config.train.max_grad_norm)
     ema = ExponentialMovingAverage(policy.trainable_parameters(), config.train.ema_decay, config.train.ema_every)
     update_rule = UpdateRule(**{field.name: config.train[field.name] for field in fields(UpdateRule)})
-    uses_maps = config.advantage.mode != "scalar" or config.train.spatial_kl > 0
+    uses_maps = bool(MODES[config.advantage.mode].map_kinds) or config.train.spatial_kl > 0
     return Parts(
         config=config,
         geometry=geometry,
@@ -165,22 +166,23 @@ def _try_scorers(
     scores = scorers(grey, sampler.prompts[:1], sampler.metadata[:1])
     if failed := [name for name, score in scores.items() if not score.valid.all()]:
         raise RuntimeError(f"{', '.join(failed)} could not score a grey image; the log says why")
+    mode, spatial_kl = config.advantage.mode, config.train.spatial_kl
+    kinds = {name: score.map_kind for name, score in scores.items() if score.map_kind is not None}
     needs = {
-        "advantage.mode": (config.advantage.mode, "scalar"),
-        "train.spatial_kl": (config.train.spatial_kl, 0.0),
+        f"advantage.mode={mode}": (MODES[mode].map_kinds, "advantage.mode=scalar"),
+        f"train.spatial_kl={spatial_kl}": (spatial_kl > 0, "train.spatial_kl=0.0"),
     }
-    importance = [name for name, score in scores.items() if score.map_kind == "importance"]
-    if importance and config.advantage.mode == "residual":
-        raise ValueError(
-            f"advantage.mode=residual compares how good a place is, which the maps of {', '.join(importance)} do not "
-            "say; set --config.advantage.mode=weight"
-        )
-    for field, (value, without) in needs.items():
-        if value != without and all(score.map_kind is None for score in scores.values()):
+    for setting, (needed, without) in needs.items():
+        if needed and not kinds:
             raise ValueError(
-                f"{field}={value} needs a reward map, and none of {', '.join(config.rewards)} has one; "
-                f"set --config.{field}={without}"
+                f"{setting} needs a reward map, and none of {', '.join(config.rewards)} has one; set --config.{without}"
             )
+    other = [name for name, kind in kinds.items() if MODES[mode].map_kinds and kind not in MODES[mode].map_kinds]
+    if other:
+        raise ValueError(
+            f"advantage.mode={mode} takes maps of kind {', '.join(MODES[mode].map_kinds)}, and those of "
+            f"{', '.join(other)} are of kind {kinds[other[0]]}; set --config.advantage.mode=weight"
+        )
 
 
 def _resume_path(config: ml_collections.ConfigDict, distributed: Distributed) -> Path | None:

@@ -14,14 +14,13 @@ import torch
 
 from .advantages import (
     MIN_EVIDENCE,
+    MODES,
     NEUTRAL,
     combined_token_advantages,
     controlled_maps,
     faded_alpha,
     part_metrics,
     reward_parts,
-    token_weights,
-    weight_metrics,
 )
 from .records import Credit, Scored, TokenMap
 
@@ -138,19 +137,19 @@ def _metrics(
     }
     for name, token_map in scored.maps.items():
         measured = evidence_metrics(evidence[name])
-        if rule.mode == "weight":
-            weights, fallback = token_weights(
+        if MODES[rule.mode].metrics is not None:
+            measured |= MODES[rule.mode].metrics(
                 parts[name],
                 token_map.values,
                 token_map.kind,
-                rule.alpha,
-                rule.w_max,
-                token_map.valid,
-                token_map.neutral,
-                rule.evidence,
-                scored.group_ids,
+                alpha=rule.alpha,
+                lam=rule.alpha,
+                w_max=rule.w_max,
+                map_valid=token_map.valid,
+                neutral=token_map.neutral,
+                evidence=rule.evidence,
+                group_ids=scored.group_ids,
             )
-            measured |= weight_metrics(weights, fallback)
         metrics |= {f"map/{name}/{key}": value for key, value in measured.items()}
     return {name: float(value) for name, value in metrics.items()}
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from config.grpo import get_config
+from config.validation import resolve
 from flow_grpo.training.credit import (
     CreditRule,
     assign_credit,
@@ -14,6 +16,7 @@ from flow_grpo.training.credit import (
     map_evidence,
     rewarded_region,
 )
+from flow_grpo.training.modes import MODES, Mode
 from flow_grpo.training.records import Scored, TokenMap
 
 MAPS = torch.tensor([[0.5, 0.9, 0.1, 0.5], [0.5, 0.5, 0.5, 0.5]])
@@ -110,3 +113,35 @@ def test_metrics_by_hand():
     assert evidence_metrics(one) == {"coverage": 0.25, "entropy": pytest.approx(0)}
     assert evidence_metrics(torch.zeros(1, 4)) == {"coverage": 0, "entropy": pytest.approx(1)}
     assert evidence_metrics(torch.cat([even, one])) == {"coverage": 0.625, "entropy": pytest.approx(0.5)}
+
+
+# A mode of one's own
+
+
+def test_a_mode_is_added_by_one_function_and_one_row(monkeypatch):
+    """All praise and blame to the first token; known to validation, to credit and to its metrics."""
+
+    def first_token(part, maps, map_kind, **_):
+        change = torch.zeros_like(maps, dtype=torch.float64)
+        change[:, 0] = maps.shape[1]
+        return part[:, None] * (change - 1)
+
+    def measured(part, maps, map_kind, **_):
+        return {"first_share": torch.tensor(1.0)}
+
+    monkeypatch.setitem(MODES, "first", Mode(first_token, ("reward",), measured))
+    config = get_config("tiny_ocr_map")
+    config.advantage.mode = "first"
+    config, _ = resolve(config, num_processes=1)
+    scored = Scored(
+        rewards=torch.tensor([1.0, 0.0]),
+        valid=torch.tensor([True, True]),
+        group_ids=torch.tensor([0, 0]),
+        maps={"ocr_map": TokenMap(MAPS, "reward", torch.tensor([True, True]))},
+        details={"ocr_map": torch.tensor([1.0, 0.0])},
+    )
+    credit, metrics = assign_credit(scored, [1.0], 0, {"ocr_map": 1.0}, CreditRule(**config.advantage), 0.0)
+    # the change is made in float64, of an advantage that is rounded to fp32
+    expected = torch.tensor([[4.0, 0, 0, 0], [-4.0, 0, 0, 0]]) * metrics["rollout/advantage_abs_mean"]
+    torch.testing.assert_close(credit.advantages[0], expected, rtol=1e-6, atol=1e-6)
+    assert metrics["map/ocr_map/first_share"] == 1
