@@ -133,3 +133,41 @@ def test_walls_see_every_form_of_import(tmp_path, monkeypatch):
     assert within(imported(path), FORKS_OWN) >= {"flow_grpo.rewards", "flow_grpo.ocr_scorer"}
     assert within(imported(path), TRAINERS_LIBRARIES) == {"wandb"}
     assert within(imported(path), MODEL_LIBRARIES) and not within(imported(path, module_level=True), MODEL_LIBRARIES)
+
+
+# The graph as a whole, through indirect imports; what is imported in a function counts, too
+
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (*FLOOR, *TRAINING)}
+MATHEMATICS = ("sde", "objective", "advantages", "credit", "records", "modes", "spread", "controls")
+
+
+def neighbours(module):
+    """The modules of the package that a module imports itself."""
+    return {name for name in imported(MODULES[module]) if name in MODULES and name != module}
+
+
+def reached(module):
+    """All that a module imports, directly and through what it imports."""
+    found, waiting = set(), [module]
+    while waiting:
+        for name in neighbours(waiting.pop()) - found:
+            found.add(name)
+            waiting.append(name)
+    return found
+
+
+def test_no_module_leads_back_to_itself():
+    assert [module for module in MODULES if module in reached(module)] == []
+
+
+def test_the_floor_reaches_nothing_of_training():
+    floor = [module for module in MODULES if not module.startswith("flow_grpo.training.")]
+    assert [module for module in floor if within(reached(module), {"flow_grpo.training"})] == []
+
+
+@pytest.mark.parametrize("name", MATHEMATICS)
+def test_the_mathematics_reaches_torch_alone(name):
+    module = f"flow_grpo.training.{name}"
+    brought = set().union(*(third_party(imported(MODULES[each])) for each in {module} | reached(module)))
+    assert brought - {"flow_grpo"} <= {"torch"}
+    assert within(reached(module), {f"flow_grpo.training.{each}" for each in MATHEMATICS}) == reached(module)
