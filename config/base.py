@@ -316,6 +316,13 @@ class Update(Section):
         ge=0,
         le=1,
     )
+    adapter: str = field(
+        "lora",
+        "`lora`, or `full`: all of the transformer's weights in fp32, with their gradients, moments and average 20 bytes "
+        "each, and 4 more where `beta` keeps the base model. It wants a learning rate a hundredth of a LoRA's. At the end "
+        "`pipeline/` holds the averaged model for diffusers.",
+        choices=("lora", "full"),
+    )
     learning_rate: float = field(0.0003, "AdamW; Flow-GRPO's.", gt=0)
     weight_decay: float = field(0.0001, "Flow-GRPO's.", ge=0)
     max_grad_norm: float = field(1.0, "Flow-GRPO's.", gt=0)

@@ -34,7 +34,7 @@ def save_best(
     is_better = best is None or best["metric"] != metric or metrics[metric] > best["value"]
     if not distributed.any(distributed.is_main and is_better):
         return False
-    weights = policy.lora_state()  # they may lie in parts on all processes
+    weights = policy.adapter_state()  # they may lie in parts on all processes
     if distributed.is_main:
         _write(run_dir, policy, weights, {"epoch": epoch, "metric": metric, "value": metrics[metric]})
     return True
@@ -46,7 +46,7 @@ def _write(run_dir: Path, policy: Policy, weights: dict[str, Tensor], facts: dic
     for left in (temporary, old):
         shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir(parents=True)
-    policy.save_lora(temporary / "lora_ema", weights)
+    policy.save_adapter(temporary / f"{policy.adapter.name}_ema", weights)
     (temporary / "best.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     if (run_dir / FOLDER).exists():
         os.replace(run_dir / FOLDER, old)

@@ -141,6 +141,7 @@ def _policy(config: ml_collections.ConfigDict, device: torch.device) -> Policy:
         max_sequence_length=config.max_sequence_length,
         device=device,
         offload=config.offload,
+        adapter=config.train.adapter,
     )
     policy.set_resolution(config.eval_resolution or config.resolution)  # refuses what is not in whole tokens
     policy.set_resolution(config.resolution)

@@ -3,6 +3,7 @@
 runs/NAME/checkpoint-000020/
     lora/           pytorch_lora_weights.safetensors, for any diffusers pipeline's `load_lora_weights`
     lora_ema/       the same of the averaged weights: the ones to use
+    transformer/    with adapter=full in place of lora/, and transformer_ema/: for the transformer's `from_pretrained`
     state.pt        trained weights in fp32, optimizer, EMA, fp16 loss scale, epoch
     rng.pt          every process's random states: python, numpy, torch, CUDA
     config.json     the resolved configuration
@@ -66,11 +67,11 @@ def save_checkpoint(
     path = run_dir / f"checkpoint-{epoch:06d}"
     rng = distributed.gather_objects(_rng_state())
     # Weights may lie in parts on all processes: they are put together here, and the main one writes.
-    lora = _on_cpu(policy.lora_state())
+    weights = _on_cpu(policy.adapter_state())
     with ema.applied():
-        averaged = _on_cpu(policy.lora_state())
+        averaged = _on_cpu(policy.adapter_state())
     state = {
-        "lora": lora,
+        policy.adapter.name: weights,
         "optimizer": whole_optimizer_state(optimizer),
         "ema": ema.state_dict(),
         "scaler": distributed.scaler_state(),
@@ -81,8 +82,8 @@ def save_checkpoint(
             shutil.rmtree(left)
         temporary = run_dir / f".{path.name}.tmp"
         temporary.mkdir(parents=True)
-        policy.save_lora(temporary / "lora", lora)
-        policy.save_lora(temporary / "lora_ema", averaged)
+        policy.save_adapter(temporary / policy.adapter.name, weights)
+        policy.save_adapter(temporary / f"{policy.adapter.name}_ema", averaged)
         torch.save(state, temporary / "state.pt")
         torch.save(rng, temporary / "rng.pt")
         (temporary / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
@@ -109,7 +110,7 @@ def load_checkpoint(
     on them.
     """
     state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-    policy.load_lora_state(state["lora"])
+    policy.load_adapter_state(state[policy.adapter.name])
     load_optimizer_state(optimizer, state["optimizer"])
     ema.load_state_dict(state["ema"])
     distributed.load_scaler_state(state["scaler"])

@@ -64,6 +64,7 @@ class Trainer:
                 if self.distributed.any(stop.requested):
                     break
             self._save(epoch)
+            self._save_pipeline()
         bar.close()
         if epoch == config.num_epochs and config.eval_every:
             self._evaluate(epoch)
@@ -100,6 +101,17 @@ class Trainer:
             self.distributed,
             self.config.keep_checkpoints,
         )
+
+    def _save_pipeline(self) -> None:
+        """Where all weights are trained, the averaged model as a pipeline that diffusers opens."""
+        policy = self.parts.policy
+        if self.config.train.adapter != "full":
+            return
+        with self.parts.ema.applied():
+            state = policy.adapter_state()  # they may lie in parts on all processes
+            if self.distributed.is_main:
+                policy.adapter.save_pipeline(self.run_dir / "pipeline", state)
+        self.distributed.wait_for_everyone()
 
     def _train_epoch(self, epoch: int, stop: StopRequest) -> dict[str, float] | None:
         """Roll out, score, update. None where a stop was asked for before the first update: nothing has changed then."""

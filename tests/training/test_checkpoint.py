@@ -72,10 +72,10 @@ def test_a_checkpoint_holds_what_the_module_promises(trained, tmp_path):
     assert json.loads((path / "config.json").read_text()) == CONFIG
     weights = load_file(path / "lora" / "pytorch_lora_weights.safetensors")
     average = load_file(path / "lora_ema" / "pytorch_lora_weights.safetensors")
-    state = trained.policy.lora_state()
+    state = trained.policy.adapter_state()
     assert all(torch.equal(weights[f"transformer.{name}"], tensor) for name, tensor in state.items())
     with trained.ema.applied():
-        averaged = {name: tensor.clone() for name, tensor in trained.policy.lora_state().items()}
+        averaged = {name: tensor.clone() for name, tensor in trained.policy.adapter_state().items()}
     assert all(torch.equal(average[f"transformer.{name}"], tensor) for name, tensor in averaged.items())
     assert not same(list(weights.values()), list(average.values()))
 
@@ -144,12 +144,12 @@ def test_an_error_during_writing_leaves_no_checkpoint_and_the_weights_as_they_we
         pass
 
     class FailsHalfway:
-        lora_state = trained.policy.lora_state
+        adapter_state = trained.policy.adapter_state
 
-        def save_lora(self, folder, state):
+        def save_adapter(self, folder, state):
             if folder.name == "lora_ema":
                 raise FullDisk
-            trained.policy.save_lora(folder, state)
+            trained.policy.save_adapter(folder, state)
 
     before = trained.everything()
     with pytest.raises(FullDisk):

@@ -122,7 +122,7 @@ def test_an_evaluation_is_of_the_averaged_weights(finished_run, make_policy):
     state = torch.load(finished_run.run_dir / "checkpoint-000003" / "state.pt", weights_only=True)
     names = ("lora_rank", "lora_alpha", "max_sequence_length")
     policy = make_policy(**{name: trainer.config[name] for name in names})
-    policy.load_lora_state(state["lora"])
+    policy.load_adapter_state(state["lora"])
 
     def reward():
         return evaluate(

@@ -35,7 +35,7 @@ def main(folder: Path, batch_size: int) -> None:
     config, geometry = resolve(config, config.num_gpus)
     parts = build(config, geometry, Distributed(config.mixed_precision))
     scored, spread, metrics_of_credit, credit = [], [], [], parts.credit
-    weights = [copied(parts.policy.lora_state())]
+    weights = [copied(parts.policy.adapter_state())]
 
     class ListeningScorers(WeightedScorers):
         def submit(self, images, prompts, metadata=None):
@@ -48,7 +48,7 @@ def main(folder: Path, batch_size: int) -> None:
         def run(self, trajectories, credit, *arguments, **options):
             spread.append(credit)  # of this process's samples
             metrics = super().run(trajectories, credit, *arguments, **options)
-            weights.append(copied(parts.policy.lora_state()))
+            weights.append(copied(parts.policy.adapter_state()))
             return metrics
 
     def listening_credit(*arguments):

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from flow_grpo.training.image_size import Resolution
+from flow_grpo.training.policies.adapter import FullAdapter, LoraAdapter
 
 
 class PromptEmbeds(SimpleNamespace):
@@ -66,6 +67,7 @@ class PolicySettings:
     resolution: of the images, in pixels: a side, or (height, width). guidance_scale: in sampling and training alike; a
     family says what kind of guidance it is. max_sequence_length: tokens of a prompt. device: where the model runs.
     offload: the text encoders and the VAE wait in the CPU's memory, and are on the device only while they work.
+    adapter: "lora", or "full", which trains all weights and ignores the LoRA's numbers.
     """
 
     resolution: Resolution
@@ -75,12 +77,13 @@ class PolicySettings:
     max_sequence_length: int = 256
     device: str | torch.device = "cpu"
     offload: bool = False
+    adapter: str = "lora"
 
 
 class Policy(Protocol):
     """A flow-matching model under training.
 
-    network: the bare denoiser with its LoRA, whose trainable parameters are the adapter's alone. forward_module: what
+    network: the bare denoiser; what requires a gradient is trained. adapter: see adapter.py. forward_module: what
     `velocity` calls; the network itself, or the wrapper that a distributed run puts around it.
     latent_shape: of one image's latent, without the batch. token_grid: (rows, columns), in `to_tokens`' row-major order;
     both follow the resolution.
@@ -88,6 +91,7 @@ class Policy(Protocol):
 
     network: nn.Module
     forward_module: nn.Module
+    adapter: LoraAdapter | FullAdapter
     latent_shape: tuple[int, ...]
     token_grid: tuple[int, int]
 
@@ -115,14 +119,14 @@ class Policy(Protocol):
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The adapter's; under FSDP2 they are others after the network was prepared."""
 
-    def lora_state(self) -> dict[str, torch.Tensor]:
-        """The adapter's tensors by peft's names, whole; where they lie in parts, every process must call it."""
+    def adapter_state(self) -> dict[str, torch.Tensor]:
+        """The trained tensors by name, whole; where they lie in parts, every process must call it."""
 
-    def load_lora_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over tensors that `lora_state` gave; a missing or unexpected name raises ValueError."""
+    def load_adapter_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over tensors that `adapter_state` gave; a missing or unexpected name raises ValueError."""
 
-    def save_lora(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
-        """Write what `lora_state` gave so that it acts alike in every reader: `load_lora_weights`, peft, bare matrices."""
+    def save_adapter(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+        """Write what `adapter_state` gave so that diffusers reads it: a LoRA with its scale, or a transformer."""
 
     def enable_gradient_checkpointing(self) -> None:
         """From now on keep a block's input alone for the backward pass and compute the rest again there."""

@@ -1,20 +1,18 @@
-"""What the families share: a frozen diffusers pipeline, and LoRA on its transformer."""
+"""What the families share: a diffusers pipeline, of whose transformer a LoRA or everything is trained."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import wraps
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from flow_grpo.training.image_size import Resolution, image_size
+from flow_grpo.training.policies.adapter import FullAdapter, LoraAdapter
 from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
-from flow_grpo.training.shards import parts_like, whole
 
 # SD3.5 has three kinds of blocks, each compiled with the adapter and without it, and the first block once more: its input
 # needs no gradient. That is 7, and again for another batch size; beyond torch's own limit of 8 a block would run uncompiled.
@@ -51,22 +49,16 @@ class LoraPipeline:
             self._let_others_wait()
         else:
             pipeline.to(self.device)
-        self._add_adapter(settings.lora_rank, settings.lora_alpha)
-
-    def _add_adapter(self, rank: int, alpha: int) -> None:
-        self.lora_config = LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            init_lora_weights="gaussian",
-            target_modules=self.lora_targets,
-            exclude_modules=self.lora_excluded() or None,
+        self.adapter = (
+            FullAdapter(pipeline, self.lora_excluded())
+            if settings.adapter == "full"
+            else LoraAdapter(
+                *(pipeline, self.lora_targets, self.lora_excluded(), settings.lora_rank, settings.lora_alpha)
+            )
         )
-        self.network.add_adapter(self.lora_config)
-        for parameter in self.trainable_parameters():
-            parameter.data = parameter.data.float()  # AdamW loses small updates in half precision
 
     def lora_excluded(self) -> list[str]:
-        """Names of layers that are not adapted although they are targets."""
+        """Names of layers that are not trained, although they are targets: they have no gradient."""
         return []
 
     def _modules(self) -> list[nn.Module]:
@@ -118,39 +110,17 @@ class LoraPipeline:
     def trainable_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        # On the bare network: its layers are the wrapper's too, so the context holds with and without DDP.
-        self.network.disable_lora()
-        try:
-            yield
-        finally:
-            self.network.enable_lora()
+    def disable_adapter(self) -> AbstractContextManager[None]:
+        return self.adapter.without()
 
-    def lora_state(self) -> dict[str, torch.Tensor]:
-        return {name: whole(tensor) for name, tensor in get_peft_model_state_dict(self.network).items()}
+    def adapter_state(self) -> dict[str, torch.Tensor]:
+        return self.adapter.state()
 
-    @torch.no_grad()
-    def load_lora_state(self, state: dict[str, torch.Tensor]) -> None:
-        current = get_peft_model_state_dict(self.network)  # the weights themselves, not copies
-        if state.keys() != current.keys():
-            odd = sorted(state.keys() ^ current.keys())[:3]
-            raise ValueError(f"these LoRA weights belong to another model or another set of targets; e.g. {odd}")
-        for name, tensor in state.items():
-            current[name].copy_(parts_like(tensor, current[name]))
+    def load_adapter_state(self, state: dict[str, torch.Tensor]) -> None:
+        self.adapter.load(state)
 
-    def save_lora(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
-        """The scale alpha / rank goes into the weights, and the file's header says alpha = rank.
-
-        Not every reader knows the header: a file read as tensors would otherwise act at scale 1.
-        """
-        rank, scale = self.lora_config.r, self.lora_config.lora_alpha / self.lora_config.r
-        layers = {name: (tensor * scale if ".lora_B." in name else tensor).cpu() for name, tensor in state.items()}
-        self.pipeline.save_lora_weights(
-            folder,
-            transformer_lora_layers=layers,
-            transformer_lora_adapter_metadata=self.lora_config.to_dict() | {"lora_alpha": rank},
-        )
+    def save_adapter(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+        self.adapter.save(folder, state)
 
     def enable_gradient_checkpointing(self) -> None:
         self.network.enable_gradient_checkpointing()

@@ -307,7 +307,7 @@ def test_the_adapter_is_back_after_an_error_and_goes_on_training(adapted, prompt
 @pytest.mark.parametrize("reader", ["folder", "tensors without the header", "peft alone", "matrices alone"])
 def test_saved_lora_acts_alike_whoever_reads_it(family, adapted, pipeline, prompts, tmp_path, reader):
     start = some_latents(adapted)
-    adapted.save_lora(tmp_path, adapted.lora_state())
+    adapted.save_adapter(tmp_path, adapted.adapter_state())
     tensors = load_file(tmp_path / "pytorch_lora_weights.safetensors")
     fresh = family.load_pipeline()
     if reader == "folder":
@@ -315,7 +315,7 @@ def test_saved_lora_acts_alike_whoever_reads_it(family, adapted, pipeline, promp
     elif reader == "tensors without the header":
         fresh.load_lora_weights(dict(tensors))
     elif reader == "peft alone":
-        config = LoraConfig(r=4, lora_alpha=4, target_modules=adapted.lora_config.target_modules)
+        config = LoraConfig(r=4, lora_alpha=4, target_modules=adapted.adapter.config.target_modules)
         inject_adapter_in_model(config, fresh.transformer)
         set_peft_model_state_dict(
             fresh.transformer, {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
@@ -334,18 +334,18 @@ def test_saved_lora_acts_alike_whoever_reads_it(family, adapted, pipeline, promp
 
 
 def test_saved_lora_loads_as_the_base_of_another_policy(family, adapted, prompts, tmp_path):
-    adapted.save_lora(tmp_path, adapted.lora_state())
+    adapted.save_adapter(tmp_path, adapted.adapter_state())
     merged = family.make_policy(lora=tmp_path)
     latents, embeds = some_latents(adapted), adapted.encode_prompts(prompts)
     # merged into the weights the same products are summed in another order
     torch.testing.assert_close(velocity(merged, latents, embeds), velocity(adapted, latents, embeds), atol=1e-5, rtol=0)
-    assert len(merged.lora_state()) == len(adapted.lora_state())  # its own, on top
+    assert len(merged.adapter_state()) == len(adapted.adapter_state())  # its own, on top
 
 
 def test_saving_lora_takes_the_present_weights(adapted, tmp_path):
-    adapted.save_lora(tmp_path, adapted.lora_state())
+    adapted.save_adapter(tmp_path, adapted.adapter_state())
     saved = load_file(tmp_path / "pytorch_lora_weights.safetensors")
-    state = adapted.lora_state()
+    state = adapted.adapter_state()
     assert len(saved) == len(state) == len(adapted.trainable_parameters())
     for name, tensor in state.items():  # the scale, 2, stands in one of the two matrices
         assert torch.equal(saved[f"transformer.{name}"], tensor * (2 if ".lora_B." in name else 1))
@@ -353,18 +353,18 @@ def test_saving_lora_takes_the_present_weights(adapted, tmp_path):
 
 def test_lora_state_goes_from_one_policy_into_another(family, adapted, prompts):
     other = family.make_policy(lora_rank=4, lora_alpha=8)
-    other.load_lora_state({name: tensor.clone() for name, tensor in adapted.lora_state().items()})
+    other.load_adapter_state({name: tensor.clone() for name, tensor in adapted.adapter_state().items()})
     latents, embeds = some_latents(other), other.encode_prompts(prompts)
     assert torch.equal(velocity(other, latents, embeds), velocity(adapted, latents, embeds))
 
 
 def test_lora_state_of_another_model_is_refused_with_an_example(policy):
-    state = policy.lora_state()
+    state = policy.adapter_state()
     name, tensor = next(iter(state.items()))
     with pytest.raises(ValueError, match="another model.*elsewhere"):
-        policy.load_lora_state({**state, "elsewhere.lora_A.weight": tensor})
+        policy.load_adapter_state({**state, "elsewhere.lora_A.weight": tensor})
     with pytest.raises(ValueError, match=name.replace(".", r"\.")):
-        policy.load_lora_state({other: tensor for other, tensor in state.items() if other != name})
+        policy.load_adapter_state({other: tensor for other, tensor in state.items() if other != name})
 
 
 # Memory and speed
@@ -372,7 +372,7 @@ def test_lora_state_of_another_model_is_refused_with_an_example(policy):
 
 def test_gradient_checkpointing_runs_blocks_twice_and_changes_no_gradient(family, adapted, prompts):
     policy = family.make_policy()
-    policy.load_lora_state(adapted.lora_state())
+    policy.load_adapter_state(adapted.adapter_state())
     calls = []
     next(blocks(policy)).register_forward_pre_hook(lambda *_: calls.append(1))
     expected = gradients(policy, prompts)
@@ -386,7 +386,7 @@ def test_gradient_checkpointing_runs_blocks_twice_and_changes_no_gradient(family
 
 def test_compiled_blocks_compute_the_same_in_the_same_graphs_for_sampling_and_update(family, adapted, prompts):
     policy, counter = family.make_policy(), CompileCounter()
-    policy.load_lora_state(adapted.lora_state())
+    policy.load_adapter_state(adapted.adapter_state())
     policy.compile(backend=counter)
     latents, embeds, num_blocks = some_latents(policy), policy.encode_prompts(prompts), len(list(blocks(policy)))
     sampled = velocity(policy, latents, embeds)
@@ -397,7 +397,7 @@ def test_compiled_blocks_compute_the_same_in_the_same_graphs_for_sampling_and_up
     assert counter.frame_count == num_blocks
     with policy.disable_adapter(), adapted.disable_adapter():
         assert torch.equal(velocity(policy, latents, embeds), velocity(adapted, latents, embeds))
-    assert policy.lora_state().keys() == adapted.lora_state().keys()
+    assert policy.adapter_state().keys() == adapted.adapter_state().keys()
     both = counter.frame_count
     velocity(policy, latents[:1], policy.encode_prompts(prompts[:1]))
     assert counter.frame_count == both + num_blocks  # of its own size, beside those of the larger batch
@@ -405,7 +405,7 @@ def test_compiled_blocks_compute_the_same_in_the_same_graphs_for_sampling_and_up
 
 def test_compiled_blocks_may_be_checkpointed_too(family, adapted, prompts):
     policy = family.make_policy()
-    policy.load_lora_state(adapted.lora_state())
+    policy.load_adapter_state(adapted.adapter_state())
     expected = gradients(policy, prompts)
     policy.enable_gradient_checkpointing()
     policy.compile(backend="aot_eager")  # captures the backward pass as well, and generates no code

@@ -58,7 +58,7 @@ def test_a_guidance_that_would_be_ignored_is_refused(schnell):
 
 
 def test_attention_and_feed_forward_of_both_streams_are_adapted(flux):
-    names = {name.rsplit(".lora_", 1)[0] for name in flux.make_policy().lora_state()}
+    names = {name.rsplit(".lora_", 1)[0] for name in flux.make_policy().adapter_state()}
     image = {"attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.0.proj", "ff.net.2"}
     text = {"attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"}
     text |= {"ff_context.net.0.proj", "ff_context.net.2"}

@@ -22,7 +22,7 @@ def test_a_guidance_that_a_distilled_model_would_ignore_is_refused(make_family):
 
 
 def test_both_streams_and_the_single_blocks_fused_projection_are_adapted(make_family):
-    names = {name.rsplit(".lora_", 1)[0] for name in make_family("flux2_klein").make_policy().lora_state()}
+    names = {name.rsplit(".lora_", 1)[0] for name in make_family("flux2_klein").make_policy().adapter_state()}
     image = {"attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.linear_in", "ff.linear_out"}
     text = {"attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"}
     text |= {"ff_context.linear_in", "ff_context.linear_out"}

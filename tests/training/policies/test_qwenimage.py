@@ -38,7 +38,7 @@ def test_guidance_turns_a_tokens_velocity_and_keeps_its_length(family, policy, p
 
 
 def test_what_the_last_block_does_with_the_text_is_not_adapted(policy):
-    names = {name.rsplit(".lora_", 1)[0] for name in policy.lora_state()}
+    names = {name.rsplit(".lora_", 1)[0] for name in policy.adapter_state()}
     first = {name.removeprefix("transformer_blocks.0.") for name in names if "blocks.0." in name}
     last = {name.removeprefix("transformer_blocks.1.") for name in names if "blocks.1." in name}
     assert first - last == {"attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2"} and last < first

@@ -49,7 +49,7 @@ def test_guidance_goes_past_the_prompt_away_from_the_empty_one(make_policy, poli
 
 
 def test_both_streams_of_every_attention_are_adapted(policy):
-    names = {name.rsplit(".lora_", 1)[0] for name in policy.lora_state()}
+    names = {name.rsplit(".lora_", 1)[0] for name in policy.adapter_state()}
     targets = {"to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj"}
     first, last = "transformer_blocks.0.attn.", "transformer_blocks.5.attn."
     assert {name.removeprefix(first) for name in names if name.startswith(first)} == targets | {"to_add_out"}

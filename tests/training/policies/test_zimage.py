@@ -23,7 +23,7 @@ def test_the_mask_holds_a_prompts_own_tokens_and_the_rest_is_zero(policy):
 
 
 def test_refiners_and_blocks_are_adapted_in_attention_and_feed_forward(policy):
-    names = {name.rsplit(".lora_", 1)[0] for name in policy.lora_state()}
+    names = {name.rsplit(".lora_", 1)[0] for name in policy.adapter_state()}
     targets = {"attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0"}
     targets |= {"feed_forward.w1", "feed_forward.w2", "feed_forward.w3"}
     stacks = ("noise_refiner", "context_refiner", "layers")

@@ -1,0 +1,148 @@
+"""What of a pipeline's transformer is trained: a LoRA beside the frozen weights, or all of them.
+
+Both answer the same questions. `without()` is the base model for a while, `state()` holds whole tensors by name, and `save`
+writes what diffusers reads.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
+
+from flow_grpo.training.shards import own_parts, parts_like, whole
+
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # as diffusers names a model's
+
+
+class LoraAdapter:
+    """LoRA in fp32 on some layers.
+
+    targets: ends of the layers' names. excluded: names of layers that are left alone although they are targets.
+    """
+
+    name = "lora"
+
+    def __init__(
+        self, pipeline: DiffusionPipeline, targets: Sequence[str], excluded: Sequence[str], rank: int, alpha: int
+    ):
+        self.pipeline, self.network = pipeline, pipeline.transformer
+        self.config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            init_lora_weights="gaussian",
+            target_modules=list(targets),
+            exclude_modules=list(excluded) or None,
+        )
+        self.network.add_adapter(self.config)
+        for parameter in self.network.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()  # AdamW loses small updates in half precision
+
+    @contextmanager
+    def without(self) -> Iterator[None]:
+        # On the bare network: its layers are the wrapper's too, so the context holds with and without DDP.
+        self.network.disable_lora()
+        try:
+            yield
+        finally:
+            self.network.enable_lora()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {name: whole(tensor) for name, tensor in get_peft_model_state_dict(self.network).items()}
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        _copy_into(get_peft_model_state_dict(self.network), state)  # the weights themselves, not copies
+
+    def save(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+        """For any pipeline's `load_lora_weights(folder)`.
+
+        The scale alpha / rank goes into the weights, and the file's header says alpha = rank. Not every reader knows the
+        header: a file read as tensors would otherwise act at scale 1.
+        """
+        rank, scale = self.config.r, self.config.lora_alpha / self.config.r
+        layers = {name: (tensor * scale if ".lora_B." in name else tensor).cpu() for name, tensor in state.items()}
+        self.pipeline.save_lora_weights(
+            folder,
+            transformer_lora_layers=layers,
+            transformer_lora_adapter_metadata=self.config.to_dict() | {"lora_alpha": rank},
+        )
+
+
+class FullAdapter:
+    """All weights, in fp32.
+
+    frozen: names of layers that have no gradient and stay as they are. The base model's weights are kept from the first
+    call of `load` or `without` on, before any update: one more copy, and none in a run without a KL.
+    """
+
+    name = "transformer"
+
+    def __init__(self, pipeline: DiffusionPipeline, frozen: Sequence[str]):
+        self.pipeline, self.network = pipeline, pipeline.transformer.float()
+        self.network.requires_grad_(True)
+        for name in frozen:
+            self.network.get_submodule(name).requires_grad_(False)
+        self._base: list[torch.Tensor] | None = None  # of this process's parts
+
+    @contextmanager
+    def without(self) -> Iterator[None]:
+        self._keep_base()
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _parts(self) -> list[torch.Tensor]:
+        return own_parts([parameter for parameter in self.network.parameters() if parameter.requires_grad])
+
+    def _keep_base(self) -> None:
+        if self._base is None:
+            self._base = [part.clone() for part in self._parts()]
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        """The base's weights for the present ones, tensor by tensor, so that no third copy is needed.
+
+        By `.data`: autograd holds weights for a backward pass to come, and they are the same again when it comes.
+        """
+        for part, base in zip(self._parts(), self._base, strict=True):
+            present = part.clone()
+            part.data.copy_(base)
+            base.copy_(present)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {name: whole(tensor) for name, tensor in self.network.state_dict().items()}
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        self._keep_base()
+        _copy_into(self.network.state_dict(), state)
+
+    def save(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+        """For `from_pretrained(folder)` of the transformer's class."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.network.save_config(folder)
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+    def save_pipeline(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+        """The whole pipeline with these weights, for `DiffusionPipeline.from_pretrained(folder)`."""
+        self.pipeline.save_config(folder)
+        for name, component in self.pipeline.components.items():
+            if component is not self.network and hasattr(component, "save_pretrained"):
+                component.save_pretrained(folder / name)
+        self.save(folder / "transformer", state)
+
+
+@torch.no_grad()
+def _copy_into(current: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:
+    if state.keys() != current.keys():
+        odd = sorted(state.keys() ^ current.keys())[:3]
+        raise ValueError(f"these weights belong to another model or another set of targets; e.g. {odd}")
+    for name, tensor in state.items():
+        current[name].copy_(parts_like(tensor, current[name]))
