@@ -1,6 +1,7 @@
 """Which map points at what the prompt says? Each map against the masks of held-out pairs of the signs world.
 
     python scripts/evaluate_maps.py                                    # every map on models/tiny-clip
+    python scripts/evaluate_maps.py --scorer ocr_map clip_gradcam my_rewards:Sharpness      # do they see damage?
     python scripts/evaluate_maps.py --maps clip_gradcam random --num-scenes 50 --json maps.json
 
 Each scene shows two shapes and is asked for each of them ("a red circle"), so a map that is not about the prompt cannot win:
@@ -13,6 +14,9 @@ Each scene shows two shapes and is asked for each of them ("a red circle"), so a
     insertion   the same as pixels are shown: high is good; both as shares between the blank's and the image's mean score
 
 Deletion and insertion do not ask which shape was meant: never choose a map by them alone.
+
+--scorer audits any scorer that has a map, a user's own too: `scripts.audit.damage` paints over a letter, a sign or a shape, and
+asks whether the map falls there and nowhere else.
 """
 
 import argparse
@@ -32,6 +36,8 @@ from flow_grpo.clip.load import load_clip  # noqa: E402
 from flow_grpo.clip.model import ClipModel  # noqa: E402
 from flow_grpo.reward_map import gaussian_blur  # noqa: E402
 from flow_grpo.scorers import make_scorer  # noqa: E402
+from scripts.audit.damage import DAMAGES, audit, damaged_scenes  # noqa: E402
+from scripts.audit.damage import METRICS as AUDIT_METRICS  # noqa: E402
 from scripts.pretrain.signs_world import HELD_OUT, make_pair  # noqa: E402
 
 BATCH_SIZE = 100
@@ -180,9 +186,21 @@ def evaluate(clip: ClipModel, labels: Sequence[str], num_scenes: int) -> dict[st
     return results
 
 
-def markdown_table(results: dict[str, dict[str, float]]) -> str:
-    header = f"| map | {' | '.join(METRICS)} |\n|---|{'---|' * len(METRICS)}"
-    rows = (f"| {label} | {' | '.join(f'{row[m]:.3f}' for m in METRICS)} |" for label, row in results.items())
+def audited(names: Sequence[str], clip_model: str, num_scenes: int) -> dict[str, dict[str, float]]:
+    """{"scorer, damage": figures} of every scorer by its name, on the same damaged scenes."""
+    clip = load_clip(clip_model) if any(name.startswith("clip_") for name in names) else None
+    scorers = {name: make_scorer(name, **({"model": clip} if name.startswith("clip_") else {})) for name in names}
+    results = {}
+    for kind in DAMAGES:
+        scenes = damaged_scenes(kind, num_scenes)
+        for name, scorer in tqdm(scorers.items(), desc=kind):
+            results[f"{name}, {kind}"] = audit(scorer, scenes, auroc, high_is_good=name != "clip_gradient")
+    return results
+
+
+def markdown_table(results: dict[str, dict[str, float]], metrics: Sequence[str] = METRICS) -> str:
+    header = f"| map | {' | '.join(metrics)} |\n|---|{'---|' * len(metrics)}"
+    rows = (f"| {label} | {' | '.join(f'{row[m]:.3f}' for m in metrics)} |" for label, row in results.items())
     return "\n".join([header, *rows])
 
 
@@ -191,10 +209,18 @@ def main() -> None:
     parser.add_argument("--model", default="models/tiny-clip", help="any CLIP that load_clip knows")
     parser.add_argument("--num-scenes", type=int, default=200, help="each is asked for both of its shapes")
     parser.add_argument("--maps", nargs="+", metavar="MAP", help=f"of {', '.join((*MAPS, *CONTROLS))}; default: all")
+    parser.add_argument(
+        "--scorer", nargs="+", metavar="NAME", help="audit these scorers: registered ones, or package.module:factory"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     args = parser.parse_args()
-    results = evaluate(load_clip(args.model), args.maps or (*MAPS, *CONTROLS), args.num_scenes)
-    print(markdown_table(results))
+    if args.scorer and args.maps:
+        parser.error("--scorer audits scorers and --maps compares CLIP's maps; give one of them")
+    if args.scorer:
+        results = audited(args.scorer, args.model, args.num_scenes)
+    else:
+        results = evaluate(load_clip(args.model), args.maps or (*MAPS, *CONTROLS), args.num_scenes)
+    print(markdown_table(results, AUDIT_METRICS if args.scorer else METRICS))
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
