@@ -29,13 +29,13 @@ def test_a_damage_changes_its_region_and_nothing_else(kind):
 
 
 def test_a_letter_is_one_of_a_word_and_a_sign_is_all_of_it():
-    letters, signs = damaged_scenes("letter", 6), damaged_scenes("sign", 6)
+    letters, boards_gone = damaged_scenes("letter", 6), damaged_scenes("sign", 6)
     for index in range(6):
         scene = make_scene(HELD_OUT + index, "test")
         boards = [torch.from_numpy(mask) for mask, _, _ in signs(scene)]
         assert sum(bool((letters.regions[index] & board).any()) for board in boards) == 1
-        assert any(torch.equal(signs.regions[index], board) for board in boards)
-        assert letters.prompts[index] == signs.prompts[index] == scene.caption
+        assert any(torch.equal(boards_gone.regions[index], board) for board in boards)
+        assert letters.prompts[index] == boards_gone.prompts[index] == scene.caption
 
 
 def test_a_map_that_sees_the_damage_and_nothing_else_has_all_of_it():
