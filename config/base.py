@@ -138,19 +138,24 @@ class Batch(Section):
 
     num_gpus: int = field(
         1,
-        "Processes, which must be what the launcher starts. For 1, 4, 8 and 32 it fills in the next two.",
+        "Processes, which must be what the launcher starts. It fills in the next three where they are 0.",
         gt=0,
     )
-    num_groups: int = field(48, "Prompts an epoch; Flow-GRPO's.", gt=0)
+    num_groups: int = field(
+        0,
+        "Prompts per epoch. 0: with the next two also at 0, Flow-GRPO's published run of that size (8 groups on 1 GPU, 16 on "
+        "4, 48 on 32); else 48, or the next number that divides among the processes.",
+        ge=0,
+    )
     group_size: int = field(
         0,
-        "Images a prompt, compared with each other; 0: Flow-GRPO's for `num_gpus` (8, 16, 24, 24).",
+        "Images per prompt, compared with each other. 0: as published (8 on 1 GPU, 16 on 4), else 24.",
         ge=0,
     )
     batch_size: int = field(
         0,
-        "Images a process samples, and trains on, at a time; 0: by `num_gpus` (8, 8, 9, 9). One size for both, so "
-        "that the ratio starts at exactly 1.",
+        "Images that a process samples, and trains on, at a time. 0: as published (8 on 1 or 4 GPUs, 9 on 32), else the "
+        "largest up to 9 that divides. One size for both, so that the ratio starts at exactly 1.",
         ge=0,
     )
     updates_per_epoch: int = field(2, "Optimizer steps an epoch; Flow-GRPO's. 1 is fully on-policy.", gt=0)

@@ -101,7 +101,7 @@ def ocr_map_sd3() -> ml_collections.ConfigDict:
     """OCR maps on SD3.5-medium at 512 px, with Flow-GRPO's published hyper-parameters.
 
     accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map_sd3 --config.num_gpus=8
-    One to 32 GPUs of 80 GB, by config.num_gpus alone: 1, 4, 8 or 32.
+    Any number of GPUs of 80 GB, by config.num_gpus alone; 1, 4 and 32 are Flow-GRPO's published sizes.
     """
     config = base.get_config()
     config.model = "stabilityai/stable-diffusion-3.5-medium"
@@ -121,7 +121,7 @@ def ocr_sd3() -> ml_collections.ConfigDict:
     """Flow-GRPO's published OCR run on SD3.5-medium: the scalar `ocr` reward, one advantage an image.
 
     accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_sd3 --config.num_gpus=8
-    One to 32 GPUs of 80 GB, by config.num_gpus alone: 1, 4, 8 or 32.
+    Any number of GPUs of 80 GB, by config.num_gpus alone; 1, 4 and 32 are Flow-GRPO's published sizes.
     """
     config = ocr_map_sd3()
     del config.rewards.ocr_map
@@ -138,7 +138,7 @@ def ocr_map_pickscore_sd3() -> ml_collections.ConfigDict:
     """ocr_map_sd3 with PickScore beside it, so that the text does not eat the picture: 0.8 and 0.2 of the advantage.
 
     accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map_pickscore_sd3 --config.num_gpus=8
-    One to 32 GPUs of 80 GB, by config.num_gpus alone: 1, 4, 8 or 32.
+    Any number of GPUs of 80 GB, by config.num_gpus alone; 1, 4 and 32 are Flow-GRPO's published sizes.
     """
     config = ocr_map_sd3()
     config.rewards.ocr_map = 0.8
@@ -153,7 +153,7 @@ def ocr_map_sd3_fast() -> ml_collections.ConfigDict:
     """ocr_map_sd3 by Flow-GRPO-Fast's settings: no guidance, CPS, three stochastic steps of ten, no KL.
 
     accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map_sd3_fast --config.num_gpus=8
-    One to 32 GPUs of 80 GB, by config.num_gpus alone: 1, 4, 8 or 32.
+    Any number of GPUs of 80 GB, by config.num_gpus alone; 1, 4 and 32 are Flow-GRPO's published sizes.
     """
     config = ocr_map_sd3()
     config.sample.guidance_scale = 1.0

@@ -1,42 +1,14 @@
 """Resolve a run's configuration and refuse what cannot work, before any weight is loaded."""
 
-from dataclasses import dataclass
-
 import ml_collections
 from pydantic import ValidationError
 
 from config.base import Fields
 from config.command_line import hint
+from config.geometry import Geometry, fill_in, geometry_of
 from config.section import leaves
 from flow_grpo.training.image_size import image_size
 from flow_grpo.training.modes import MODES
-
-# Flow-GRPO's published geometry: processes -> (images a prompt, images a process samples at a time).
-# 8 is ours: the groups of 32 GPUs, sampled in four times as many batches.
-GEOMETRY_OF_GPUS = {1: (8, 8), 4: (16, 8), 8: (24, 9), 32: (24, 9)}
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How an epoch's num_groups * group_size images fall into batches and updates."""
-
-    num_processes: int
-    num_groups: int
-    group_size: int
-    batch_size: int
-    updates_per_epoch: int
-
-    @property
-    def num_samples(self) -> int:
-        return self.num_groups * self.group_size
-
-    @property
-    def batches_per_process(self) -> int:
-        return self.num_samples // (self.num_processes * self.batch_size)
-
-    @property
-    def batches_per_update(self) -> int:
-        return self.batches_per_process // self.updates_per_epoch
 
 
 def resolve(config: ml_collections.ConfigDict, num_processes: int) -> tuple[ml_collections.ConfigDict, Geometry]:
@@ -59,47 +31,8 @@ def resolve(config: ml_collections.ConfigDict, num_processes: int) -> tuple[ml_c
     config.train.num_steps = config.train.num_steps or config.sample.sde_window_size or config.sample.num_steps - 1
     _check_steps(config)
     _check_objective(config)
-    if not config.group_size or not config.batch_size:
-        if config.num_gpus not in GEOMETRY_OF_GPUS:
-            known = ", ".join(map(str, GEOMETRY_OF_GPUS))
-            raise ValueError(
-                f"no geometry is known for num_gpus={config.num_gpus} (known: {known}); "
-                "set --config.group_size and --config.batch_size"
-            )
-        group_size, batch_size = GEOMETRY_OF_GPUS[config.num_gpus]
-        config.group_size = config.group_size or group_size
-        config.batch_size = config.batch_size or batch_size
-    return config.lock(), _geometry(config)
-
-
-def _geometry(config: ml_collections.ConfigDict) -> Geometry:
-    if config.group_size < 2:
-        raise ValueError(f"group_size={config.group_size} compares no siblings; use 2 or more")
-    geometry = Geometry(
-        num_processes=config.num_gpus,
-        num_groups=config.num_groups,
-        group_size=config.group_size,
-        batch_size=config.batch_size,
-        updates_per_epoch=config.updates_per_epoch,
-    )
-    sizes = f"num_groups * group_size = {config.num_groups} * {config.group_size} = {geometry.num_samples} images"
-    stride = geometry.num_processes * geometry.batch_size * geometry.updates_per_epoch
-    if geometry.num_samples % stride:
-        divisors = [
-            b
-            for b in range(1, 65)
-            if geometry.num_samples % (geometry.num_processes * b * config.updates_per_epoch) == 0
-        ]
-        advice = (
-            f"batch_size={min(divisors, key=lambda b: (abs(b - config.batch_size), b))}"
-            if divisors
-            else f"num_groups={-(-config.num_groups // stride) * stride}"
-        )
-        raise ValueError(
-            f"{sizes} do not divide into num_gpus * batch_size * updates_per_epoch = {config.num_gpus} * "
-            f"{config.batch_size} * {config.updates_per_epoch} = {stride}; try {advice}"
-        )
-    return geometry
+    fill_in(config)
+    return config.lock(), geometry_of(config)
 
 
 def _check_fields(config: ml_collections.ConfigDict) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 import torch
 
-from config.validation import Geometry
+from config.geometry import Geometry
 from flow_grpo.rewards import WeightedScorers, make_scorers
 from flow_grpo.training import checkpoint
 from flow_grpo.training.credit import CreditRule, assign_credit

@@ -3,9 +3,10 @@
 import pytest
 
 from config.base import get_config as base_config
+from config.geometry import PUBLISHED
 from config.grpo import RUNS as REGISTERED
 from config.grpo import get_config, run
-from config.validation import GEOMETRY_OF_GPUS, resolve
+from config.validation import resolve
 from flow_grpo.training.policies.families import FAMILIES
 
 TINY_RUNS = ("tiny_ocr_map", "tiny_ocr", "tiny_clip_gradcam")
@@ -66,13 +67,20 @@ def test_a_run_sets_no_field_that_the_base_does_not_have(name):
     assert {field.split(".")[0] for field in added} <= {"rewards", "reward_options", "eval_rewards"}
 
 
-@pytest.mark.parametrize("num_gpus", [1, 4, 8, 32])
+@pytest.mark.parametrize(
+    ("num_gpus", "sizes"),
+    [
+        *PUBLISHED.items(),  # Flow-GRPO's own
+        *((2, (48, 24, 9)), (6, (48, 24, 8)), (8, (48, 24, 9)), (16, (48, 24, 9))),  # the epoch of 32, in more batches
+        *((5, (50, 24, 8)), (7, (49, 24, 7))),  # the next number of groups that divides
+    ],
+)
 @pytest.mark.parametrize("name", ["ocr_map_sd3", "ocr_sd3"])
-def test_the_large_runs_scale_by_one_field(name, num_gpus):
+def test_the_large_runs_scale_by_one_field(name, num_gpus, sizes):
     config = get_config(name)
     config.num_gpus = num_gpus
     resolved, geometry = resolve(config, num_processes=num_gpus)
-    assert (resolved.group_size, resolved.batch_size) == GEOMETRY_OF_GPUS[num_gpus]
+    assert (resolved.num_groups, resolved.group_size, resolved.batch_size) == sizes
     assert geometry.batches_per_process * geometry.batch_size * num_gpus == geometry.num_samples
 
 

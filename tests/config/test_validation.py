@@ -177,9 +177,16 @@ def test_another_number_of_processes_is_refused_with_both_ways_out():
     assert "--config.num_gpus=3" in message and "--num_processes 2" in message
 
 
-def test_an_unknown_number_of_gpus_without_a_geometry_is_refused_with_the_known_ones():
-    message = refusal(num_processes=3, num_gpus=3, group_size=0, batch_size=0)
-    assert "num_gpus=3" in message and "1, 4, 8, 32" in message and "--config.group_size" in message
+@pytest.mark.parametrize("num_gpus", range(1, 65))
+def test_any_number_of_gpus_has_a_geometry(num_gpus):
+    _, geometry = resolve(tiny(num_gpus=num_gpus, num_groups=0, group_size=0, batch_size=0), num_gpus)
+    assert geometry.batches_per_process * num_gpus * geometry.batch_size == geometry.num_samples
+    assert num_gpus in (1, 4) or 48 <= geometry.num_groups < 48 + 2 * num_gpus
+
+
+def test_the_suggested_number_of_groups_is_the_next_that_divides():
+    message = refusal(num_processes=32, num_gpus=32, num_groups=5, group_size=24, batch_size=9, updates_per_epoch=2)
+    assert message.endswith("try num_groups=24")  # 24 * 24 = 576 = 32 * 9 * 2
 
 
 def test_a_group_that_does_not_divide_is_refused_with_the_numbers():
