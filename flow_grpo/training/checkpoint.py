@@ -7,46 +7,84 @@ runs/NAME/checkpoint-000020/
     state.pt        trained weights in fp32, optimizer, EMA, fp16 loss scale, epoch
     rng.pt          every process's random states: python, numpy, torch, CUDA
     config.json     the resolved configuration
+    manifest.json   epoch, what the run trains on, what was changed on the way, the SHA-256 of every other file
 """
 
+import hashlib
 import json
 import os
 import random
 import re
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map_only
 
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.ema import ExponentialMovingAverage
+from flow_grpo.training.named_state import (
+    average_by_name,
+    average_by_position,
+    optimizer_by_name,
+    optimizer_by_position,
+)
 from flow_grpo.training.policies.base import Policy
 from flow_grpo.training.shards import load_optimizer_state, whole_optimizer_state
 
-# What a run may change when it goes on: how long it runs, what it writes and how often, in how much memory, and on how
-# many processes.
-MAY_CHANGE = (
-    "num_gpus",
-    "batch_size",
-    "resume_from",
-    "num_epochs",
-    "save_every",
-    "keep_checkpoints",
-    "eval_every",
-    "samples_every",
-    "eval_rewards",
-    "best_metric",
-    "wandb_project",
-    "run_dir",
-    "prompt_cache",
-    "prompt_cache_gib",
-    "gradient_checkpointing",
-    "compile",
-    "offload",
-    "eval_resolution",
-)
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run's weights come from, beside its configuration.
+
+    identities: {"model" or "dataset": a hash of its content}. changes: what a resumed run was allowed to change, in order.
+    """
+
+    identities: dict[str, str] = field(default_factory=dict)
+    changes: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at the start of an epoch, on the CPU, whole: what a checkpoint is written from, now or later.
+
+    weights, averaged: the adapter's, and their averages. state: what `load_checkpoint` takes. rng: of every process.
+    """
+
+    epoch: int
+    weights: dict[str, torch.Tensor]
+    averaged: dict[str, torch.Tensor]
+    state: dict[str, Any]
+    rng: list[dict[str, Any]]
+
+
+def take_snapshot(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    ema: ExponentialMovingAverage,
+    epoch: int,
+    distributed: Distributed,
+) -> Snapshot:
+    """Copies of all that training changes; every process must call it."""
+    rng = distributed.gather_objects(_rng_state())
+    # Weights may lie in parts on all processes: they are put together here, and the main one writes.
+    weights = _on_cpu(policy.adapter_state())
+    with ema.applied():
+        averaged = _on_cpu(policy.adapter_state())
+    names = list(weights)  # in the order of the trained parameters, which optimizer and average go by
+    state = {
+        policy.adapter.name: weights,
+        "optimizer": _on_cpu(optimizer_by_name(whole_optimizer_state(optimizer), names)),
+        "ema": _on_cpu(average_by_name(ema.state_dict(), names)),
+        "scaler": distributed.scaler_state(),
+        "epoch": epoch,
+    }
+    return Snapshot(epoch, weights, averaged, state, rng)
 
 
 def save_checkpoint(
@@ -58,43 +96,48 @@ def save_checkpoint(
     config: dict[str, Any],
     distributed: Distributed,
     keep: int,
+    origin: Origin = Origin(),
 ) -> Path:
-    """Write the checkpoint at the start of `epoch` and drop all but the newest `keep`; every process must call it.
+    """Write the checkpoint at the start of `epoch` and drop all but the newest `keep`; every process must call it."""
+    snapshot = take_snapshot(policy, optimizer, ema, epoch, distributed)
+    if distributed.is_main:
+        write_checkpoint(run_dir, snapshot, policy, config, keep, origin)
+    distributed.wait_for_everyone()
+    return run_dir / checkpoint_name(epoch)
+
+
+def write_checkpoint(
+    run_dir: Path, snapshot: Snapshot, policy: Policy, config: dict[str, Any], keep: int, origin: Origin
+) -> None:
+    """Write a snapshot, unless it has been written, and drop all but the newest `keep`; the main process's to call.
 
     It is written beside its place and renamed into it, and an old one renamed before it is deleted, so that a kill at any
     moment leaves no half checkpoint. What a kill left of either is cleared away.
+    Raises RuntimeError where a weight is not finite: the newest checkpoint must be one that a run can go on from.
     """
-    path = run_dir / f"checkpoint-{epoch:06d}"
-    rng = distributed.gather_objects(_rng_state())
-    # Weights may lie in parts on all processes: they are put together here, and the main one writes.
-    weights = _on_cpu(policy.adapter_state())
-    with ema.applied():
-        averaged = _on_cpu(policy.adapter_state())
-    state = {
-        policy.adapter.name: weights,
-        "optimizer": whole_optimizer_state(optimizer),
-        "ema": ema.state_dict(),
-        "scaler": distributed.scaler_state(),
-        "epoch": epoch,
-    }
-    if distributed.is_main and not path.exists():
-        for left in run_dir.glob(".checkpoint-*"):
-            shutil.rmtree(left)
-        temporary = run_dir / f".{path.name}.tmp"
-        temporary.mkdir(parents=True)
-        policy.save_adapter(temporary / policy.adapter.name, weights)
-        policy.save_adapter(temporary / f"{policy.adapter.name}_ema", averaged)
-        torch.save(state, temporary / "state.pt")
-        torch.save(rng, temporary / "rng.pt")
-        (temporary / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-        _sync(temporary)
-        os.replace(temporary, path)
-        for old in list_checkpoints(run_dir)[:-keep]:
-            hidden = run_dir / f".{old.name}.old"
-            os.replace(old, hidden)
-            shutil.rmtree(hidden)
-    distributed.wait_for_everyone()
-    return path
+    path = run_dir / checkpoint_name(snapshot.epoch)
+    if path.exists():
+        return
+    _check_finite(snapshot)
+    for left in run_dir.glob(".checkpoint-*"):
+        shutil.rmtree(left)
+    temporary = run_dir / f".{path.name}.tmp"
+    temporary.mkdir(parents=True)
+    policy.save_adapter(temporary / policy.adapter.name, snapshot.weights)
+    policy.save_adapter(temporary / f"{policy.adapter.name}_ema", snapshot.averaged)
+    torch.save(snapshot.state, temporary / "state.pt")
+    torch.save(snapshot.rng, temporary / "rng.pt")
+    (temporary / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    manifest = {"epoch": snapshot.epoch, "identities": origin.identities, "changes": origin.changes}
+    manifest["files"] = {name: _sha256(temporary / name) for name in _file_names(temporary)}
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync_entry(run_dir)
+    for old in list_checkpoints(run_dir)[:-keep]:
+        hidden = run_dir / f".{old.name}.old"
+        os.replace(old, hidden)
+        shutil.rmtree(hidden)
 
 
 def load_checkpoint(
@@ -108,11 +151,17 @@ def load_checkpoint(
 
     With another number of processes than the checkpoint's the random states stay as they are; the samples do not depend
     on them.
+    Raises ValueError where the checkpoint is damaged, naming the file, or belongs to other weights, naming those.
     """
+    if damage := damage_of(path):
+        raise ValueError(
+            f"{path} is damaged: {damage}; go on from an older checkpoint by --config.resume_from=ITS_FOLDER"
+        )
     state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    names = list(policy.adapter_state())
     policy.load_adapter_state(state[policy.adapter.name])
-    load_optimizer_state(optimizer, state["optimizer"])
-    ema.load_state_dict(state["ema"])
+    load_optimizer_state(optimizer, optimizer_by_position(state["optimizer"], names))
+    ema.load_state_dict(average_by_position(state["ema"], names))
     distributed.load_scaler_state(state["scaler"])
     rng = torch.load(path / "rng.pt", weights_only=True)
     if len(rng) == distributed.num_processes:
@@ -120,39 +169,36 @@ def load_checkpoint(
     return state["epoch"]
 
 
-def find_checkpoint(run_dir: Path, resume_from: str) -> Path:
-    """The checkpoint that `resume_from` names: "latest" of the run's folder, or a path.
+def damage_of(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, in words; None where each is what was written.
 
-    Raises ValueError where there is none.
+    A checkpoint of an earlier version has no manifest: all that can be told then is that its files are there.
     """
-    if resume_from == "latest":
-        checkpoints = list_checkpoints(run_dir)
-        if not checkpoints:
-            raise ValueError(f"resume_from=latest, but {run_dir} holds no checkpoint; leave resume_from empty to start")
-        return checkpoints[-1]
-    path = Path(resume_from)
-    if not (path / "state.pt").is_file():
-        raise ValueError(f"resume_from={resume_from} is no checkpoint; give its folder, or latest")
-    return path
+    if not (path / MANIFEST).is_file():
+        missing = [name for name in ("state.pt", "rng.pt", "config.json") if not (path / name).is_file()]
+        return f"{missing[0]} is missing" if missing else None
+    try:
+        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError, TypeError):
+        return f"{MANIFEST} cannot be read"
+    for name, digest in files.items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if _sha256(path / name) != digest:
+            return f"{name} is not what was written (its SHA-256 is another)"
+    return None
 
 
-def changed_fields(path: Path, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The fields that a run goes on with otherwise than the checkpoint: (in the checkpoint, now) by name.
+def read_origin(path: Path) -> Origin:
+    """What a checkpoint's manifest says of where its weights come from; nothing where it has none."""
+    if not (path / MANIFEST).is_file():
+        return Origin()
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    return Origin(manifest["identities"], manifest["changes"])
 
-    Raises ValueError where that is more than MAY_CHANGE, naming those fields.
-    """
-    saved = _flatten(json.loads((path / "config.json").read_text(encoding="utf-8")))
-    current = _flatten(json.loads(json.dumps(config)))
-    names = sorted(saved.keys() | current.keys())
-    changed = {name: (saved.get(name), current.get(name)) for name in names if saved.get(name) != current.get(name)}
-    lines = [
-        f"  {n}: {was!r} in the checkpoint, {now!r} now" for n, (was, now) in changed.items() if n not in MAY_CHANGE
-    ]
-    if lines:
-        raise ValueError(
-            f"{path} was written by another configuration; set these back, or start a new run_dir:\n" + "\n".join(lines)
-        )
-    return changed
+
+def checkpoint_name(epoch: int) -> str:
+    return f"checkpoint-{epoch:06d}"
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
@@ -180,24 +226,44 @@ def _set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def _on_cpu(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
     """Copies, on the CPU too: the weights are about to change."""
-    return {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.to("cpu", copy=True), state)
+
+
+def _check_finite(snapshot: Snapshot) -> None:
+    for kind, weights in (("weights", snapshot.weights), ("averaged weights", snapshot.averaged)):
+        broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+        if broken:
+            raise RuntimeError(
+                f"{len(broken)} of {len(weights)} tensors of the {kind} are not finite before epoch {snapshot.epoch}, "
+                f"{broken[0]} for instance; no checkpoint of them is written: go on from the one before with a smaller "
+                "--config.train.learning_rate"
+            )
+
+
+def _file_names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _sync(folder: Path) -> None:
-    """Flush a folder's files to the disk before it is renamed, so that the name never outlives the content."""
+    """Flush a folder to the disk before it is renamed, so that the name never outlives the content."""
     for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        _sync_entry(path)
+    _sync_entry(folder)
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
+def _sync_entry(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

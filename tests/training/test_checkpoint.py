@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -9,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from flow_grpo.training.checkpoint import (
-    MAY_CHANGE,
-    changed_fields,
-    find_checkpoint,
+    Origin,
+    damage_of,
     list_checkpoints,
     load_checkpoint,
+    read_origin,
     save_checkpoint,
 )
 from flow_grpo.training.distributed import Distributed
@@ -47,9 +48,14 @@ class Run:
     def load(self, path):
         return load_checkpoint(path, self.policy, self.optimizer, self.ema, self.distributed)
 
+    def averaged(self):
+        with self.ema.applied():
+            return {name: tensor.clone() for name, tensor in self.policy.adapter_state().items()}
+
     def everything(self):
         """Every tensor that training changes, copied."""
-        moments = [state[name].clone() for state in self.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+        states = [self.optimizer.state[parameter] for parameter in self.parameters if self.optimizer.state]
+        moments = [state[name].clone() for state in states for name in ("exp_avg", "exp_avg_sq")]
         return [p.detach().clone() for p in self.parameters] + moments + [a.clone() for a in self.ema.average]
 
 
@@ -68,15 +74,16 @@ def same(one, other):
 def test_a_checkpoint_holds_what_the_module_promises(trained, tmp_path):
     path = trained.save(tmp_path, 20)
     assert path == tmp_path / "checkpoint-000020"
-    assert {p.name for p in path.iterdir()} == {"lora", "lora_ema", "state.pt", "rng.pt", "config.json"}
+    assert {p.name for p in path.iterdir()} == {
+        *("lora", "lora_ema", "state.pt", "rng.pt", "config.json", "manifest.json"),
+    }
     assert json.loads((path / "config.json").read_text()) == CONFIG
     weights = load_file(path / "lora" / "pytorch_lora_weights.safetensors")
     average = load_file(path / "lora_ema" / "pytorch_lora_weights.safetensors")
-    state = trained.policy.adapter_state()
-    assert all(torch.equal(weights[f"transformer.{name}"], tensor) for name, tensor in state.items())
-    with trained.ema.applied():
-        averaged = {name: tensor.clone() for name, tensor in trained.policy.adapter_state().items()}
-    assert all(torch.equal(average[f"transformer.{name}"], tensor) for name, tensor in averaged.items())
+    for saved, state in ((weights, trained.policy.adapter_state()), (average, trained.averaged())):
+        # alpha / rank = 2 stands in the second matrix of each pair
+        scaled = {name: tensor * (2 if ".lora_B." in name else 1) for name, tensor in state.items()}
+        assert all(torch.equal(saved[f"transformer.{name}"], tensor) for name, tensor in scaled.items())
     assert not same(list(weights.values()), list(average.values()))
 
 
@@ -115,6 +122,7 @@ def test_random_states_of_another_number_of_processes_are_left_alone(trained, tm
     path = trained.save(tmp_path, 1)
     rng = torch.load(path / "rng.pt", weights_only=True)
     torch.save(rng * 2, path / "rng.pt")
+    (path / "manifest.json").unlink()
     torch.manual_seed(8)
     expected = torch.get_rng_state()
     trained.load(path)
@@ -132,11 +140,9 @@ def test_what_a_kill_during_writing_left_is_no_checkpoint_and_gets_replaced(trai
     (left_over / "lora").mkdir(parents=True)
     (left_over / "half_written").write_text("junk")
     assert list_checkpoints(tmp_path) == []
-    with pytest.raises(ValueError, match="holds no checkpoint"):
-        find_checkpoint(tmp_path, "latest")
     path = trained.save(tmp_path, 7)
     assert not left_over.exists() and not (path / "half_written").exists()
-    assert find_checkpoint(tmp_path, "latest") == path and trained.load(path) == 7
+    assert list_checkpoints(tmp_path) == [path] and trained.load(path) == 7
 
 
 def test_an_error_during_writing_leaves_no_checkpoint_and_the_weights_as_they_were(trained, tmp_path):
@@ -166,38 +172,136 @@ def test_a_finished_checkpoint_is_not_written_twice(trained, tmp_path):
     assert (path / "state.pt").stat().st_mtime_ns == written
 
 
-def test_the_latest_is_found_and_so_is_a_named_one(trained, tmp_path):
-    first, second = trained.save(tmp_path, 9), trained.save(tmp_path, 10)
-    assert find_checkpoint(tmp_path, "latest") == second
-    assert find_checkpoint(tmp_path, str(first)) == first
+@pytest.fixture(scope="module")
+def whole(make_policy, tmp_path_factory):
+    run = Run(make_policy())
+    run.step(1)
+    return run.save(tmp_path_factory.mktemp("whole"), 1)
 
 
-def test_a_folder_that_is_no_checkpoint_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match="resume_from=.*elsewhere is no checkpoint; give its folder, or latest"):
-        find_checkpoint(tmp_path, str(tmp_path / "elsewhere"))
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x20
+    path.write_bytes(data)
 
 
-@pytest.fixture
-def written(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    return tmp_path
+DAMAGES = {
+    "flipped": flip,
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "empty": lambda path: path.write_bytes(b""),
+    "missing": lambda path: path.unlink(),
+}
 
 
-def test_a_checkpoint_of_another_configuration_is_refused_naming_every_field(written):
-    other = CONFIG | {"seed": 2, "train": {"beta": 0.0}, "rewards": {"ocr_map": 1.0}}
-    with pytest.raises(ValueError) as caught:
-        changed_fields(written, other)
-    message = str(caught.value)
-    assert "seed: 1 in the checkpoint, 2 now" in message
-    assert "train.beta: 0.04 in the checkpoint, 0.0 now" in message
-    assert "rewards.ocr: 1.0 in the checkpoint, None now" in message
-    assert "rewards.ocr_map: None in the checkpoint, 1.0 now" in message
-    assert "name" not in message.splitlines()[1:]
+@pytest.mark.parametrize("name", ["state.pt", "rng.pt", "config.json", "lora_ema/pytorch_lora_weights.safetensors"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named(whole, tmp_path, name, damage):
+    path = tmp_path / "copy"
+    shutil.copytree(whole, path)
+    assert damage_of(path) is None
+    DAMAGES[damage](path / name)
+    assert damage_of(path).startswith(name)
 
 
-def test_the_same_configuration_and_what_may_change_are_taken(written):
-    assert changed_fields(written, dict(CONFIG)) == {}
-    changed = {name: "something else" for name in MAY_CHANGE}
-    assert changed_fields(written, CONFIG | changed) == {
-        name: (CONFIG.get(name), "something else") for name in MAY_CHANGE
-    }
+@pytest.mark.parametrize("damage", ["cut short", "empty"])
+def test_a_damaged_manifest_is_named(whole, tmp_path, damage):
+    path = tmp_path / "copy"
+    shutil.copytree(whole, path)
+    DAMAGES[damage](path / "manifest.json")
+    assert damage_of(path) == "manifest.json cannot be read"
+
+
+def test_nothing_of_a_damaged_checkpoint_is_loaded(trained, tmp_path):
+    path = trained.save(tmp_path, 1)
+    trained.step(1)
+    before = trained.everything()
+    flip(path / "state.pt")
+    with pytest.raises(ValueError, match="checkpoint-000001 is damaged: state.pt is not what was written"):
+        trained.load(path)
+    assert same(trained.everything(), before)
+
+
+def test_weights_that_are_not_finite_are_never_the_newest_checkpoint(trained, tmp_path):
+    trained.save(tmp_path, 1)
+    with torch.no_grad():
+        trained.parameters[3][0] = float("nan")
+    with pytest.raises(RuntimeError, match="tensors of the weights are not finite before epoch 2"):
+        trained.save(tmp_path, 2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-000001"]
+
+
+def test_moments_and_averages_are_stored_by_the_names_of_the_weights(trained, tmp_path):
+    path = trained.save(tmp_path, 1)
+    state = torch.load(path / "state.pt", weights_only=True)
+    names = list(state["lora"])
+    assert list(state["optimizer"]["state"]) == names == state["optimizer"]["param_groups"][0]["params"]
+    assert list(state["ema"]["average"]) == names
+    for name, average, parameter in zip(names, trained.ema.average, trained.parameters, strict=True):
+        assert torch.equal(state["ema"]["average"][name], average)
+        assert torch.equal(state["optimizer"]["state"][name]["exp_avg"], trained.optimizer.state[parameter]["exp_avg"])
+        assert torch.equal(state["lora"][name], parameter)
+
+
+def without_manifest(path, change):
+    """The checkpoint as another program wrote it."""
+    state = torch.load(path / "state.pt", weights_only=True)
+    change(state)
+    torch.save(state, path / "state.pt")
+    (path / "manifest.json").unlink()
+
+
+def test_moments_in_another_order_go_to_their_own_weights(trained, make_policy, tmp_path):
+    path = trained.save(tmp_path, 1)
+
+    def reverse(state):
+        for part, key in ((state["optimizer"], "state"), (state["ema"], "average")):
+            part[key] = dict(reversed(part[key].items()))
+        state["optimizer"]["param_groups"][0]["params"].reverse()
+
+    without_manifest(path, reverse)
+    other = Run(make_policy())
+    other.load(path)
+    assert same(other.everything(), trained.everything())
+
+
+@pytest.mark.parametrize("part", ["optimizer", "averaged weights"])
+def test_moments_of_other_weights_are_refused_by_name(trained, tmp_path, part):
+    path = trained.save(tmp_path, 1)
+
+    def rename(state):
+        name = list(state["lora"])[0]
+        if part == "optimizer":
+            group = state["optimizer"]["param_groups"][0]["params"]
+            group[0] = "another"
+            state["optimizer"]["state"]["another"] = state["optimizer"]["state"].pop(name)
+        else:
+            state["ema"]["average"]["another"] = state["ema"]["average"].pop(name)
+
+    without_manifest(path, rename)
+    with pytest.raises(ValueError, match=f"the checkpoint's {part} and this run's weights differ in 2 names, another"):
+        trained.load(path)
+
+
+def test_a_checkpoint_of_an_earlier_version_which_counted_is_loaded(trained, make_policy, tmp_path):
+    path = trained.save(tmp_path, 1)
+
+    def count(state):
+        optimizer = state["optimizer"]
+        optimizer["state"] = dict(enumerate(optimizer["state"].values()))
+        optimizer["param_groups"][0]["params"] = list(optimizer["state"])
+        state["ema"]["average"] = list(state["ema"]["average"].values())
+
+    without_manifest(path, count)
+    other = Run(make_policy())
+    assert other.load(path) == 1
+    assert same(other.everything(), trained.everything())
+
+
+def test_where_the_weights_come_from_is_written_beside_them(trained, tmp_path):
+    origin = Origin({"model": "abc"}, [{"epoch": 3, "field": "train.beta", "was": 0.04, "now": 0.0}])
+    path = save_checkpoint(
+        *(tmp_path, trained.policy, trained.optimizer, trained.ema, 4, CONFIG, trained.distributed),
+        keep=3,
+        origin=origin,
+    )
+    assert read_origin(path) == origin
