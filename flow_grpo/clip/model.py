@@ -63,10 +63,11 @@ class ClipModel:
         # one thread at a time: tokenizers of the tokenizers library raise when two threads set their truncation
         with self._lock, outside_inference(), torch.no_grad():
             found = {prompt: self._texts[prompt] for prompt in prompts if prompt in self._texts}
-            missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
-            if missing:
-                embeds, truncated = self._parts.embed_texts(missing)
-                found |= zip(missing, zip(F.normalize(embeds.float(), dim=1), truncated.to(embeds.device)))
+            for prompt in dict.fromkeys(prompts):
+                if prompt not in found:
+                    # Alone: the encoder's last bit depends on its batch, and a resumed run would meet other company.
+                    embeds, truncated = self._parts.embed_texts([prompt])
+                    found[prompt] = F.normalize(embeds.float(), dim=1)[0], truncated.to(embeds.device)[0]
             for prompt in found:  # the most recently used last
                 self._texts[prompt] = found[prompt]
                 self._texts.move_to_end(prompt)

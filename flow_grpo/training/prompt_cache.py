@@ -1,6 +1,7 @@
 """Prompt embeddings, each computed once: the frozen text encoders (T5 above all) answer the same prompt the same."""
 
 import hashlib
+import logging
 import os
 import secrets
 from collections import OrderedDict
@@ -8,16 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from flow_grpo.training.policies.base import PromptEmbeds
+
+logger = logging.getLogger(__name__)
 
 
 class PromptCache:
     """Takes the place of a policy's `encode_prompts`.
 
     encode: the policy's own. device: where it puts its embeddings. identity: whatever else the embeddings depend on, as a
-    text: model, length, precision. A model trained anew under the same name wants another folder.
+    text: the model's weights, length, precision.
     max_bytes: of embeddings kept in CPU memory, the longest unused leave first. folder: where every prompt's embedding is
     also written, one safetensors file each, shared by the processes of a run and by later runs; None: nowhere.
     """
@@ -39,12 +43,10 @@ class PromptCache:
         """The embeddings of prompts, one row each, on the encoder's device."""
         unique = list(dict.fromkeys(prompts))
         rows = {prompt: row for prompt in unique if (row := self._find(prompt)) is not None}
-        missing = [prompt for prompt in unique if prompt not in rows]
-        if missing:
-            embeds = self._encode(missing)
-            for index, prompt in enumerate(missing):
-                # cloned: a slice on the CPU would keep the whole batch alive
-                rows[prompt] = embeds[index : index + 1].map(lambda tensor: tensor.cpu().clone())
+        for prompt in unique:
+            if prompt not in rows:
+                # Alone: an encoder's last bit depends on its batch, and a resumed run would meet other company.
+                rows[prompt] = self._encode([prompt]).map(lambda tensor: tensor.cpu().clone())
                 self._keep(prompt, rows[prompt])
                 self._write(prompt, rows[prompt])
         # each row goes to the device once, and is repeated for siblings there
@@ -57,10 +59,9 @@ class PromptCache:
             self._kept.move_to_end(prompt)
             return self._kept[prompt]
         path = self._path(prompt)
-        if path is None or not path.exists():
-            return None
-        embeds = PromptEmbeds(**load_file(path))
-        self._keep(prompt, embeds)
+        embeds = None if path is None else _read(path)
+        if embeds is not None:
+            self._keep(prompt, embeds)
         return embeds
 
     def _keep(self, prompt: str, embeds: PromptEmbeds) -> None:
@@ -75,11 +76,15 @@ class PromptCache:
     def _write(self, prompt: str, embeds: PromptEmbeds) -> None:
         if (path := self._path(prompt)) is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         # whole or not at all, whoever else writes the same
         temporary = path.with_suffix(f".{secrets.token_hex(4)}.tmp")
-        save_file(vars(embeds), temporary)
-        os.replace(temporary, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(vars(embeds), temporary, metadata={"sha256": _digest(embeds)})
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:
+            logger.warning("%s takes no more embeddings (%s); the run goes on without it", self._folder, error)
+            self._folder = None
 
     def _path(self, prompt: str) -> Path | None:
         if self._folder is None:
@@ -89,3 +94,22 @@ class PromptCache:
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self._device).contiguous()
+
+
+def _read(path: Path) -> PromptEmbeds | None:
+    """What a file holds; None where there is none, or it was cut short or damaged: its prompt is then encoded again."""
+    try:
+        with safe_open(path, "pt") as file:
+            names, metadata = file.keys(), file.metadata() or {}
+            embeds = PromptEmbeds(**{name: file.get_tensor(name) for name in names})
+    except (OSError, SafetensorError):
+        return None
+    return embeds if metadata.get("sha256") == _digest(embeds) else None
+
+
+def _digest(embeds: PromptEmbeds) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(vars(embeds).items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -123,7 +123,14 @@ def test_prompt_is_embedded_once(monkeypatch, images):
     first = clip.trace(images, ["red cat", "red cat", "a dog"]).logits
     assert torch.equal(clip.trace(images, ["red cat", "red cat", "a dog"]).logits, first)
     clip.embed_texts(["a dog", "a bird"])
-    assert seen == [2, 1]
+    assert seen == [1, 1, 1]
+
+
+def test_a_prompt_has_the_same_embedding_to_the_bit_in_whatever_company():
+    texts = load_clip(make_clip()), load_clip(make_clip())
+    among_others, _ = texts[0].embed_texts(["red cat", *(f"a dog, {number}" for number in range(7))])
+    alone, _ = texts[1].embed_texts(["red cat"])
+    assert torch.equal(among_others[0], alone[0])
 
 
 def test_text_cache_forgets_the_least_recently_used(monkeypatch):
