@@ -22,8 +22,8 @@ class Run(Section):
 
     run_dir: str = field(
         "",
-        "Folder of everything that the run writes; empty: `runs/<name>`. A folder that holds a run is refused; "
-        "other files in it stay beside the run's.",
+        "Folder of everything that the run writes; empty: `runs/<name>`. A folder that holds a run, or that a "
+        "run is using, is refused; other files in it stay beside the run's.",
     )
     name: str = field("base", "Of the configuration; the run of `config/grpo.py` sets it.")
     seed: int = field(
@@ -35,9 +35,16 @@ class Run(Section):
     num_epochs: int = field(1000, "An epoch is one rollout of all groups and its updates.", gt=0)
     resume_from: str = field(
         "",
-        "`latest`, or a checkpoint's folder. Another number of processes may go on with it, `num_gpus` and "
-        "`batch_size` may change, and so may what does not change the training (`num_epochs`, `save_every`, ...); "
-        "anything else is refused by name.",
+        "`latest`, a run's folder (its newest checkpoint), or a checkpoint's folder. Another number of processes may "
+        "go on with it, `num_gpus` and `batch_size` may change, and so may what does not change the training "
+        "(`num_epochs`, `save_every`, a scorer's workers and timeouts, a reward server's address); anything else is "
+        "refused by name. Model and prompts may lie in another folder: they are known by their content, and other "
+        "content is refused.",
+    )
+    allow_changes: str = field(
+        "",
+        "Names of fields, or of groups of them, by commas: what a resumed run may change though it changes the "
+        "training, as in `train.beta,reward_options`. The checkpoint's `manifest.json` records each change.",
     )
     save_every: int = field(10, "Epochs between checkpoints. A run that is killed loses at most these.", gt=0)
     keep_checkpoints: int = field(3, "The newest stay.", gt=0)
@@ -123,7 +130,7 @@ class Prompts(Section):
     prompt_cache: str = field(
         "",
         "Folder that keeps every prompt's embedding. When runs share prompts, or T5 is a good part of an epoch. A "
-        "model trained anew under the same name wants another folder.",
+        "model trained anew does not read another's; a damaged file is computed again.",
     )
     prompt_cache_gib: float = field(
         4.0,

@@ -1,5 +1,7 @@
 """Resolve a run's configuration and refuse what cannot work, before any weight is loaded."""
 
+import os
+
 import ml_collections
 from pydantic import ValidationError
 
@@ -28,11 +30,22 @@ def resolve(config: ml_collections.ConfigDict, num_processes: int) -> tuple[ml_c
     if config.advantage.control != "none":
         config.name += f"-{config.advantage.control}"  # nobody takes a control for a run
     config.run_dir = config.run_dir or f"runs/{config.name}"
+    _expand_home(config)
     config.train.num_steps = config.train.num_steps or config.sample.sde_window_size or config.sample.num_steps - 1
     _check_steps(config)
     _check_objective(config)
     fill_in(config)
     return config.lock(), geometry_of(config)
+
+
+def _expand_home(config: ml_collections.ConfigDict) -> None:
+    """A shell does not expand the ~ of --config.run_dir=~/run; without this it would be a folder of that name."""
+    for name in ("run_dir", "resume_from", "model", "dataset", "prompt_cache"):
+        config[name] = os.path.expanduser(config[name])
+    for options in config.reward_options.values():
+        for name, value in options.items():
+            if isinstance(value, str) and value.startswith("~/"):
+                options[name] = os.path.expanduser(value)
 
 
 def _check_fields(config: ml_collections.ConfigDict) -> None:

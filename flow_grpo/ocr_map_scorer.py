@@ -45,6 +45,8 @@ class OcrMapScorer:
     An image that could not be read is not valid; reward and details are then the mean of the others.
     """
 
+    OPTIONS_WITHOUT_EFFECT = ("num_workers",)  # on any score: a resumed run may change them
+
     def __init__(
         self,
         engine: str | OcrEngine = "rapidocr",

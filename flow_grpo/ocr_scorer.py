@@ -37,6 +37,8 @@ class OcrScorer:
     the others.
     """
 
+    OPTIONS_WITHOUT_EFFECT = ("num_workers",)  # on any score: a resumed run may change them
+
     def __init__(
         self,
         engine: str | OcrEngine = "rapidocr",

@@ -51,6 +51,14 @@ class RemoteScorer:
     all retries, or something that is no score.
     """
 
+    OPTIONS_WITHOUT_EFFECT = (
+        "timeout",
+        "retries",
+        "num_connections",
+        "token_env",
+        "max_mib",
+    )  # on any score: a resumed run may change them
+
     def __init__(
         self,
         url: str,

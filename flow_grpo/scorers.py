@@ -67,6 +67,15 @@ def _checked_scorer(name: str, scorer: Any) -> Scorer:
     return scorer
 
 
+def options_without_effect(name: str) -> tuple[str, ...]:
+    """The options of a scorer that change how it works and no number that it gives; none where it cannot be found."""
+    try:
+        factory = _factory("remote:" if name.startswith("remote:") else name)
+    except (ImportError, ValueError):
+        return ()
+    return getattr(getattr(factory, "func", factory), "OPTIONS_WITHOUT_EFFECT", ())
+
+
 def as_reward_fn(scorer: Scorer) -> RewardFn:
     """A scorer in the shape of Flow-GRPO's score functions: fn(images, prompts, metadata) -> (scores, extras).
 

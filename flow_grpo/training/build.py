@@ -5,18 +5,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import ml_collections
 import torch
 
 from config.geometry import Geometry
 from flow_grpo.rewards import WeightedScorers, make_scorers
-from flow_grpo.training import checkpoint
+from flow_grpo.training import start
+from flow_grpo.training.checkpoint import Origin
 from flow_grpo.training.credit import CreditRule, assign_credit
 from flow_grpo.training.data import GroupSampler, check_data, load_metadata, load_prompts
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.ema import ExponentialMovingAverage
+from flow_grpo.training.identity import weights_identity
 from flow_grpo.training.image_size import image_size
 from flow_grpo.training.modes import MODES
 from flow_grpo.training.policies.base import Policy
@@ -34,8 +36,9 @@ class Parts:
 
     config: resolved. credit: the samples of all processes, the sigmas of the trained steps, and the epoch's seed -> their
     credit, and metrics.
-    gold: scorers that only evaluations run. token_grid: (rows, columns) that maps are pooled to; None where nothing uses them. resume_path: the checkpoint to
-    go on from; None starts anew.
+    gold: scorers that only evaluations run. token_grid: (rows, columns) that maps are pooled to; None where nothing uses
+    them. resume_path: the checkpoint to go on from; None starts anew. origin: what the checkpoints say of where they come
+    from. lock: of the run's folder, held by the main process until the run ends.
     """
 
     config: ml_collections.ConfigDict
@@ -53,18 +56,33 @@ class Parts:
     ema: ExponentialMovingAverage
     updater: Updater
     resume_path: Path | None
+    origin: Origin
+    lock: TextIO | None
 
 
 def build(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Distributed) -> Parts:
     """The parts of the run that `config.validation.resolve` gave. What costs least to find wrong comes first.
 
-    Raises ValueError for prompts that cannot be read, a folder that holds another run, a checkpoint of another
-    configuration, and scorers that are unknown or do not give what the configuration needs.
+    Raises ValueError for a folder that cannot be written or holds another run, prompts that cannot be read, a checkpoint of
+    another configuration, and scorers that are unknown or do not give what the configuration needs.
     """
+    lock = start.claimed_folder(config, distributed)
+    try:
+        return _build(config, geometry, distributed, lock)
+    except BaseException:
+        if lock is not None:
+            lock.close()
+        raise
+
+
+def _build(
+    config: ml_collections.ConfigDict, geometry: Geometry, distributed: Distributed, lock: TextIO | None
+) -> Parts:
     sampler = _sampler(config, geometry, distributed)
     eval_prompts = load_prompts(config.dataset, "test")[: config.num_eval_prompts or None]
     eval_metadata = load_metadata(config.dataset, "test")[: len(eval_prompts)]
-    resume_path = _resume_path(config, distributed)
+    identities = {"dataset": start.dataset_identity(config.dataset)}
+    resume_path, origin = start.found_checkpoint(config, identities, distributed)
     # The scorers come before the weights: a missing engine should not cost a download.
     scorers = make_scorers(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict())
     gold = _gold(config, distributed.device)
@@ -72,7 +90,8 @@ def build(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Di
     for warning in scorers.training_warnings if distributed.is_main else ():
         logger.warning(warning)
     _try_scorers(scorers, config, sampler, distributed.device)
-    policy = _policy(config, distributed.device)
+    policy, identities["model"] = _policy(config, distributed.device)
+    origin = start.known_origin(config, resume_path, origin, identities, distributed)
     optimizer = torch.optim.AdamW(
         policy.trainable_parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
     )
@@ -102,6 +121,8 @@ def build(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Di
         ema=ema,
         updater=Updater(policy, optimizer, ema, distributed, update_rule),
         resume_path=resume_path,
+        origin=origin,
+        lock=lock,
     )
 
 
@@ -127,8 +148,8 @@ def _sampler(config: ml_collections.ConfigDict, geometry: Geometry, distributed:
     )
 
 
-def _policy(config: ml_collections.ConfigDict, device: torch.device) -> Policy:
-    """The policy with its prompt cache; its LoRA starts the same in every process."""
+def _policy(config: ml_collections.ConfigDict, device: torch.device) -> tuple[Policy, str]:
+    """The policy with its prompt cache, and its identity; its LoRA starts the same in every process."""
     torch.manual_seed(config.seed)  # the LoRA's initial weights
     policy = load_policy(
         config.policy,
@@ -143,12 +164,13 @@ def _policy(config: ml_collections.ConfigDict, device: torch.device) -> Policy:
         offload=config.offload,
         adapter=config.train.adapter,
     )
+    identity = weights_identity(policy.loaded_weights())
     policy.set_resolution(config.eval_resolution or config.resolution)  # refuses what is not in whole tokens
     policy.set_resolution(config.resolution)
     policy.encode_prompts = PromptCache(
         policy.encode_prompts,
         device,
-        identity=f"{config.policy} {config.model} {config.max_sequence_length} {config.mixed_precision}",
+        identity=f"{config.policy} {identity} {config.max_sequence_length} {config.mixed_precision}",
         max_bytes=int(config.prompt_cache_gib * 2**30),
         folder=Path(config.prompt_cache) if config.prompt_cache else None,
     )
@@ -156,7 +178,7 @@ def _policy(config: ml_collections.ConfigDict, device: torch.device) -> Policy:
         policy.enable_gradient_checkpointing()
     if config.compile:
         policy.compile()
-    return policy
+    return policy, identity
 
 
 def _try_scorers(
@@ -184,35 +206,3 @@ def _try_scorers(
             f"advantage.mode={mode} takes maps of kind {', '.join(MODES[mode].map_kinds)}, and those of "
             f"{', '.join(other)} are of kind {kinds[other[0]]}; set --config.advantage.mode=weight"
         )
-
-
-def _resume_path(config: ml_collections.ConfigDict, distributed: Distributed) -> Path | None:
-    """The checkpoint that the run goes on from; the main process says so."""
-    run_dir = Path(config.run_dir)
-    if not config.resume_from:
-        if checkpoint.list_checkpoints(run_dir):
-            raise ValueError(
-                f"{run_dir} already holds a run; go on with it by --config.resume_from=latest, "
-                "or choose another --config.run_dir"
-            )
-        return None
-    path = checkpoint.find_checkpoint(run_dir, config.resume_from)
-    changed = checkpoint.changed_fields(path, config.to_dict())
-    newest = checkpoint.list_checkpoints(run_dir)[-1:]
-    if newest and newest[0].resolve() != path.resolve():
-        raise ValueError(
-            f"{run_dir} goes on to {newest[0].name}; give the branch from {path} a --config.run_dir of its own"
-        )
-    if distributed.is_main:
-        print(_going_on(path, changed), flush=True)
-    return path
-
-
-def _going_on(path: Path, changed: dict[str, tuple[Any, Any]]) -> str:
-    """What a resumed run says of itself."""
-    says = f"going on from {path}"
-    if changed := {name: values for name, values in changed.items() if name != "resume_from"}:
-        says += " with " + ", ".join(f"{name} {now} (was {was})" for name, (was, now) in changed.items())
-    if changed.keys() & {"num_gpus", "batch_size"}:
-        says += "; samples, groups and optimizer steps stay the same, up to rounding"
-    return says

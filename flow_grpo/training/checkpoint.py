@@ -119,7 +119,7 @@ def write_checkpoint(
     if path.exists():
         return
     _check_finite(snapshot)
-    for left in run_dir.glob(".checkpoint-*"):
+    for left in run_dir.glob(".checkpoint-[0-9]*"):
         shutil.rmtree(left)
     temporary = run_dir / f".{path.name}.tmp"
     temporary.mkdir(parents=True)

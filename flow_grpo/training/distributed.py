@@ -104,6 +104,15 @@ class Distributed:
         """Every process's picklable value, in order of rank."""
         return gather_object([value])
 
+    def settle(self, error: Exception | None) -> None:
+        """Raise in every process where any has an error: its own there, elsewhere one that quotes it; all must call."""
+        errors = self.gather_objects(None if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        for rank, text in enumerate(errors):
+            if text is not None:
+                raise RuntimeError(f"process {rank} of this run failed: {text}")
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any process; all must ask."""
         if self.num_processes == 1:

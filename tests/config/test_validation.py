@@ -229,3 +229,13 @@ def test_the_command_refuses_before_it_loads_a_model(flags, words):
     assert all(word in done.stderr for word in words), done.stderr
     assert "Traceback" not in done.stderr and done.stderr.splitlines()[-1].startswith("train_sd3.py: ")
     assert "no/such/folder" not in done.stderr.splitlines()[-1]
+
+
+def test_the_home_folder_is_meant_by_its_sign_wherever_a_path_may_stand(monkeypatch):
+    """A shell leaves the ~ of --config.run_dir=~/run as it is, and nothing else would take it for the home folder."""
+    monkeypatch.setenv("HOME", "/home/me")
+    paths = {name: f"~/{name}" for name in ("run_dir", "resume_from", "model", "dataset", "prompt_cache")}
+    options = {"clip_gradcam": {"model": "~/clip", "alpha": 0.5}}
+    config, _ = resolve(tiny(**paths, reward_options=options), 1)
+    assert all(config[name] == f"/home/me/{name}" for name in paths)
+    assert config.reward_options.clip_gradcam.to_dict() == {"model": "/home/me/clip", "alpha": 0.5}

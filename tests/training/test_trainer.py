@@ -139,7 +139,7 @@ def test_an_evaluation_is_of_the_averaged_weights(finished_run, make_policy):
     of_weights = reward()
     trained = policy.trainable_parameters()
     with torch.no_grad():
-        for parameter, average in zip(trained, state["ema"]["average"], strict=True):
+        for parameter, average in zip(trained, state["ema"]["average"].values(), strict=True):
             parameter.copy_(average)
     # the run's cache embeds each prompt once, here the filled-up batch is embedded whole: 2e-8 was measured
     assert reward() == pytest.approx(read_metrics(finished_run.run_dir)[-1]["eval/reward"], abs=1e-6)

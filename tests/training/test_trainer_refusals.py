@@ -6,6 +6,8 @@ import pytest
 import torch
 from tiny_run import REWARD
 
+from flow_grpo.training.run_folder import claim
+
 
 def test_a_folder_that_holds_a_run_is_refused_without_resume(finished_run, make_trainer):
     with pytest.raises(ValueError, match="already holds a run; go on with it by --config.resume_from=latest"):
@@ -30,9 +32,26 @@ def test_nothing_to_resume_is_refused(make_trainer, tmp_path):
 
 
 def test_a_finished_run_says_what_to_raise(finished_run, make_trainer):
-    trainer = make_trainer(finished_run.run_dir, resume_from="latest", keep_checkpoints=2)
+    """Before the weights are loaded."""
     with pytest.raises(ValueError, match="has all 3 epochs; raise --config.num_epochs"):
-        trainer.train()
+        make_trainer(finished_run.run_dir, resume_from="latest", keep_checkpoints=2, model="nowhere")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_weights_are_loaded(make_trainer, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="run_dir=.*file/run cannot be written"):
+        make_trainer(tmp_path / "file" / "run", model="no/such/folder")
+
+
+def test_a_folder_that_a_run_is_using_is_refused_before_the_weights_are_loaded(make_trainer, tmp_path):
+    with claim(tmp_path), pytest.raises(ValueError, match="is in use by process"):
+        make_trainer(tmp_path, model="no/such/folder")
+
+
+def test_a_mistyped_folder_to_go_on_with_is_not_made(make_trainer, tmp_path):
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        make_trainer(tmp_path / "runn", resume_from="latest")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_reward_is_refused_before_the_weights_are_loaded(make_trainer, tmp_path):

@@ -4,7 +4,7 @@ Only a policy knows a model's layout: its latents, how they fall into tokens, it
 Everything after it sees latents as an opaque tensor and tokens as (B, N, D).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +118,9 @@ class Policy(Protocol):
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The adapter's; under FSDP2 they are others after the network was prepared."""
+
+    def loaded_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Everything that was loaded, by name; asked before any training, it is what the run's model is known by."""
 
     def adapter_state(self) -> dict[str, torch.Tensor]:
         """The trained tensors by name, whole; where they lie in parts, every process must call it."""

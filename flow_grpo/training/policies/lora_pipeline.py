@@ -113,6 +113,13 @@ class LoraPipeline:
     def disable_adapter(self) -> AbstractContextManager[None]:
         return self.adapter.without()
 
+    def loaded_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for component, module in self.pipeline.components.items():
+            if isinstance(module, nn.Module):
+                for name, parameter in module.named_parameters():
+                    if ".lora_" not in name:
+                        yield f"{component}.{name.replace('.base_layer', '')}", parameter
+
     def adapter_state(self) -> dict[str, torch.Tensor]:
         return self.adapter.state()
 

@@ -1,0 +1,96 @@
+"""How a run starts: its folder claimed, its checkpoint found, and what it trains on held against what it began with."""
+
+from pathlib import Path
+from typing import Any, TextIO
+
+import ml_collections
+
+from config import base
+from flow_grpo.training import checkpoint, resume, run_folder
+from flow_grpo.training.checkpoint import Origin
+from flow_grpo.training.data import load_metadata, load_prompts
+from flow_grpo.training.distributed import Distributed
+from flow_grpo.training.identity import prompts_identity
+
+
+def dataset_identity(dataset: str) -> str:
+    """A hash of all prompts and metadata, for training and held out."""
+    return prompts_identity(
+        *((load_prompts(dataset, split), load_metadata(dataset, split)) for split in ("train", "test"))
+    )
+
+
+def claimed_folder(config: ml_collections.ConfigDict, distributed: Distributed) -> TextIO | None:
+    """The lock of the run's folder, in the main process; a folder that is to be gone on with is not made."""
+    run_dir, lock, failure = Path(config.run_dir), None, None
+    if distributed.is_main and (config.resume_from != "latest" or run_dir.is_dir()):
+        try:
+            lock = run_folder.claim(run_dir)
+        except ValueError as error:
+            failure = error
+    distributed.settle(failure)
+    return lock
+
+
+def found_checkpoint(
+    config: ml_collections.ConfigDict, identities: dict[str, str], distributed: Distributed
+) -> tuple[Path | None, Origin]:
+    """The checkpoint that the run goes on from, and what that says of its origin; the main process says so."""
+    run_dir = Path(config.run_dir)
+    if not config.resume_from:
+        if checkpoint.list_checkpoints(run_dir):
+            raise ValueError(
+                f"{run_dir} already holds a run; go on with it by --config.resume_from=latest, "
+                "or choose another --config.run_dir"
+            )
+        return None, Origin()
+    path = resume.find_checkpoint(run_dir, config.resume_from)
+    resume.check_branch(run_dir, path)
+    epoch, origin = resume.saved_epoch(path), checkpoint.read_origin(path)
+    changed = resume.changed_fields(path, config.to_dict(), base.get_config().to_dict(), identities, origin)
+    if epoch is not None and epoch >= config.num_epochs:
+        raise ValueError(f"{path} has all {config.num_epochs} epochs; raise --config.num_epochs to go on")
+    if distributed.is_main:
+        print(_going_on(path, changed), flush=True)
+    meant = [
+        {"epoch": epoch, "field": name, "was": was, "now": now}
+        for name, (was, now) in changed.items()
+        if not resume.may_change(name)
+    ]
+    return path, Origin(origin.identities, origin.changes + meant)
+
+
+def known_origin(
+    config: ml_collections.ConfigDict,
+    resume_path: Path | None,
+    origin: Origin,
+    identities: dict[str, str],
+    distributed: Distributed,
+) -> Origin:
+    """The origin that the run's own checkpoints name, once its model is loaded.
+
+    Raises ValueError where processes have loaded different things, or a resumed run another model than it began with.
+    """
+    for rank, other in enumerate(distributed.gather_objects(identities)):
+        for name in identities:
+            if other[name] != identities[name]:
+                raise ValueError(
+                    f"process {rank} and this one, {distributed.rank}, have read another {name}; see that all read one folder"
+                )
+    was, now = origin.identities.get("model", identities["model"]), identities["model"]
+    if resume_path is None or was == now:
+        return Origin(identities, origin.changes)
+    change = {"model": (f"weights {was[:12]}", f"weights {now[:12]} of {config.model}")}
+    resume.refuse_changes(resume_path, change, config.allow_changes)
+    meant = {"epoch": resume.saved_epoch(resume_path), "field": "model", "was": was, "now": now}
+    return Origin(identities, [*origin.changes, meant])
+
+
+def _going_on(path: Path, changed: dict[str, tuple[Any, Any]]) -> str:
+    """What a resumed run says of itself."""
+    says = f"going on from {path}"
+    if changed := {name: values for name, values in changed.items() if name != "resume_from"}:
+        says += " with " + ", ".join(f"{name} {now} (was {was})" for name, (was, now) in changed.items())
+    if changed.keys() & {"num_gpus", "batch_size"}:
+        says += "; samples, groups and optimizer steps stay the same, up to rounding"
+    return says
