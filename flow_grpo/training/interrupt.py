@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, TextIO
 
@@ -17,12 +18,14 @@ ONE_SIGNAL_SECONDS = 2.0
 class StopRequest:
     """Within the context a first signal raises `requested`; one that comes later acts as it always does.
 
+    at_once: called beside the program, in a thread, when the first signal comes.
+
     The handler itself does next to nothing, since it may run in the middle of any statement: a thread says what happens.
     Under nohup, which ignores SIGHUP, it stays ignored; a script's background job ignores SIGINT, which is heard.
     """
 
-    def __init__(self):
-        self.requested = False
+    def __init__(self, at_once: Callable[[], None] | None = None):
+        self.requested, self._at_once = False, at_once
         self._number, self._first = 0, 0.0
         self._handlers: dict[int, Any] = {}
         self._left = threading.Event()
@@ -49,6 +52,8 @@ class StopRequest:
             if self.requested:
                 name = signal.Signals(self._number).name
                 print(f"\n{name}: saving and stopping; once more to stop at once", flush=True)
+                if self._at_once:
+                    self._at_once()
                 return
 
     def _restore(self) -> None:

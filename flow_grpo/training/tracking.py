@@ -39,7 +39,7 @@ class Tracker(Protocol):
 
     def report(self, defaults: dict[str, Any]) -> None: ...
 
-    def finish(self) -> None: ...
+    def finish(self, failed: bool = False) -> None: ...
 
 
 class NullTracker:
@@ -57,7 +57,7 @@ class NullTracker:
     def report(self, defaults: dict[str, Any]) -> None:
         pass
 
-    def finish(self) -> None:
+    def finish(self, failed: bool = False) -> None:
         pass
 
 
@@ -121,8 +121,8 @@ class RunTracker:
         except Exception as error:  # whatever is wrong with a page, it must not cost the run
             logger.warning("report.html cannot be written (%s: %s)", type(error).__name__, error)
 
-    def finish(self) -> None:
-        self._wandb.finish()
+    def finish(self, failed: bool = False) -> None:
+        self._wandb.finish(failed)
 
     @contextmanager
     def _warning_once(self) -> Iterator[None]:
@@ -173,10 +173,10 @@ class _Wandb:
             if self._run is not None:
                 self._run.log(row(self._module))
 
-    def finish(self) -> None:
+    def finish(self, failed: bool) -> None:
         with self._giving_up("at the end"):
             if self._run is not None:
-                self._run.finish()
+                self._run.finish(exit_code=int(failed))
 
     @contextmanager
     def _giving_up(self, when: str) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """The GRPO loop: prompts -> trajectories -> scores -> token advantages -> update, tracked and checkpointed."""
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from flow_grpo.training.image_size import Resolution
 from flow_grpo.training.interrupt import StopRequest
 from flow_grpo.training.policies.base import Policy
 from flow_grpo.training.records import Credit, Scored
+from flow_grpo.training.resume import set_damaged_aside
 from flow_grpo.training.rollout import SDE, draw_window, rollout
 from flow_grpo.training.samples import Sample
 from flow_grpo.training.scoring import PendingScores, gather
@@ -35,47 +37,77 @@ class Trainer:
         self.parts = parts
         self.config, self.distributed = parts.config, parts.distributed
         self.run_dir = Path(parts.config.run_dir)
+        self._snapshot: checkpoint.Snapshot | None = None  # of the epoch under way
+        self._writing = threading.Lock()
 
     def train(self) -> None:
         """Run to the last epoch, or to a request to stop, and leave a checkpoint."""
-        config = self.config
-        first_epoch = epoch = self._resume()
         self.tracker = NullTracker()
+        try:
+            first_epoch = self._resume()
+            if self.distributed.is_main:
+                print(banner(self.parts, first_epoch), flush=True)
+                self.tracker = RunTracker(self.run_dir, self.config.wandb_project, self.config.to_dict(), first_epoch)
+            epoch = self._run(first_epoch)
+            self.tracker.report(base.get_config().to_dict())
+            self.tracker.finish()
+        except Exception:
+            self.tracker.finish(failed=True)
+            raise
+        finally:
+            if self.parts.lock is not None:
+                self.parts.lock.close()
         if self.distributed.is_main:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            print(banner(self.parts, epoch), flush=True)
-            self.tracker = RunTracker(self.run_dir, config.wandb_project, config.to_dict(), epoch)
+            go_on = "" if epoch == self.config.num_epochs else "; go on with --config.resume_from=latest"
+            print(
+                f"saved {checkpoint.list_checkpoints(self.run_dir)[-1]}{go_on}\nthe run as a page: {self.run_dir}/report.html",
+                flush=True,
+            )
+
+    def _run(self, first_epoch: int) -> int:
+        """The epochs; returns the one that a later run would begin with.
+
+        An epoch that fails, whatever the reason, leaves its start behind as a checkpoint, and so does a signal at once: an
+        update may take longer than a scheduler waits.
+        """
+        config, epoch = self.config, first_epoch
         bar = tqdm(total=config.num_epochs, initial=epoch, desc="epochs", disable=not self.distributed.is_main)
-        with StopRequest() as stop:
-            while epoch < config.num_epochs:
-                if config.eval_every and epoch % config.eval_every == 0:
+        with StopRequest(at_once=self._write) as stop:
+            while True:
+                is_last, stopping = epoch == config.num_epochs, self.distributed.any(stop.requested)
+                due = is_last or stopping or (epoch > first_epoch and self._is_due(epoch))
+                # where all weights are trained, a copy of them an epoch would be too much
+                self._snapshot = self._take_snapshot(epoch) if due or config.train.adapter != "full" else None
+                if due:
+                    self._save()
+                if stopping:
+                    break
+                try:
+                    if config.eval_every and (is_last or epoch % config.eval_every == 0):
+                        self._evaluate(epoch)
+                    if is_last:
+                        break
+                    metrics = self._train_epoch(epoch, stop)
+                except Exception:
                     if epoch > first_epoch:
-                        self._save(epoch)  # a scorer may fail in the evaluation, too
-                    self._evaluate(epoch)
-                metrics = self._train_epoch(epoch, stop)
+                        self._write()
+                    raise
                 if metrics is None:
+                    self._snapshot = self._snapshot or self._take_snapshot(epoch)
+                    self._save()
                     break
                 self.tracker.log(metrics, epoch)
                 bar.set_postfix(reward=f"{metrics['rollout/reward_mean']:.3f}")
                 bar.update()
                 epoch += 1
-                if epoch % config.save_every == 0 and epoch < config.num_epochs:
-                    self._save(epoch)
-                if self.distributed.any(stop.requested):
-                    break
-            self._save(epoch)
             self._save_pipeline()
         bar.close()
-        if epoch == config.num_epochs and config.eval_every:
-            self._evaluate(epoch)
-        self.tracker.report(base.get_config().to_dict())
-        self.tracker.finish()
-        if self.distributed.is_main:
-            go_on = "" if epoch == config.num_epochs else "; go on with --config.resume_from=latest"
-            print(
-                f"saved {checkpoint.list_checkpoints(self.run_dir)[-1]}{go_on}\nthe run as a page: {self.run_dir}/report.html",
-                flush=True,
-            )
+        return epoch
+
+    def _is_due(self, epoch: int) -> bool:
+        """Whether a checkpoint is to be written before the epoch: an evaluation takes long, and a scorer may fail in it."""
+        eval_every = self.config.eval_every
+        return epoch % self.config.save_every == 0 or bool(eval_every and epoch % eval_every == 0)
 
     def _resume(self) -> int:
         parts = self.parts
@@ -84,23 +116,36 @@ class Trainer:
         epoch = checkpoint.load_checkpoint(
             parts.resume_path, parts.policy, parts.optimizer, parts.ema, self.distributed
         )
-        if epoch >= self.config.num_epochs:
-            raise ValueError(
-                f"{parts.resume_path} has all {self.config.num_epochs} epochs; raise --config.num_epochs to go on"
-            )
+        if self.distributed.is_main:
+            set_damaged_aside(self.run_dir, epoch)
+        self.distributed.wait_for_everyone()
         return epoch
 
-    def _save(self, epoch: int) -> None:
-        checkpoint.save_checkpoint(
-            self.run_dir,
-            self.parts.policy,
-            self.parts.optimizer,
-            self.parts.ema,
-            epoch,
-            self.config.to_dict(),
-            self.distributed,
-            self.config.keep_checkpoints,
-        )
+    def _take_snapshot(self, epoch: int) -> checkpoint.Snapshot:
+        parts = self.parts
+        return checkpoint.take_snapshot(parts.policy, parts.optimizer, parts.ema, epoch, self.distributed)
+
+    def _save(self) -> None:
+        """Write the newest snapshot; every process must call it."""
+        failure = None
+        try:
+            self._write()
+        except Exception as error:  # a full disk: the others hear of it, and do not wait
+            failure = error
+        self.distributed.settle(failure)
+
+    def _write(self) -> None:
+        """Write the newest snapshot, which no other process need know of; safe beside the loop."""
+        if self.distributed.is_main and self._snapshot is not None:
+            with self._writing:
+                checkpoint.write_checkpoint(
+                    self.run_dir,
+                    self._snapshot,
+                    self.parts.policy,
+                    self.config.to_dict(),
+                    self.config.keep_checkpoints,
+                    self.parts.origin,
+                )
 
     def _save_pipeline(self) -> None:
         """Where all weights are trained, the averaged model as a pipeline that diffusers opens."""
@@ -137,7 +182,6 @@ class Trainer:
         complete = len(trajectories) == len(batches)
         scored = scores.collect() if complete else None
         if error := scores.error(self.distributed):
-            self._save(epoch)
             raise error
         if not complete:
             return None

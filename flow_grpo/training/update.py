@@ -1,5 +1,6 @@
 """An epoch's optimizer steps: every kept step of every trajectory, replayed, weighed by its credit, in full batches."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from flow_grpo.training.objective import grpo_loss, ratio_norm
 from flow_grpo.training.policies.base import Policy
 from flow_grpo.training.records import Credit
 from flow_grpo.training.rollout import SDE, Trajectories, kl_to_base, pack, replay
+from flow_grpo.training.shards import own_parts
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Updater:
         per_update = len(trajectories) // num_updates
         num_samples = per_update * len(trajectories[0].latents)
         history = []
+        self.num_skipped, self._title = 0, title
         bar = tqdm(desc=title, leave=False, disable=not self.distributed.is_main, total=len(trajectories))
         for update in range(num_updates):
             drawn = trajectories[update * per_update : (update + 1) * per_update]
@@ -69,7 +74,8 @@ class Updater:
                         self._check_first_ratio(history[0]["ratio_deviation_max"])
                 bar.update(len(drawn) / len(batches))
         bar.close()
-        return self._reduce(history)
+        self._check_weights(batch, sde)
+        return self._reduce(history) | {"update/skipped_steps": float(self.num_skipped)}
 
     def _batches(self, credit: Credit, num_samples: int, batch_size: int) -> tuple[list[list[int]], float]:
         """The rows of an update in full batches, and how many samples its means are over."""
@@ -102,17 +108,38 @@ class Updater:
                 loss = loss + rule.beta * kl_loss(kl, credit, rule.drop_zero_advantages)
             accelerator.backward(loss * share)
             if accelerator.sync_gradients:
-                grad_norm = self.distributed.clip_gradients(self.parameters)
-            self.optimizer.step()
+                metrics["grad_norm"] = self.distributed.clip_gradients(self.parameters)
+                self._step(bool(metrics["grad_norm"].isfinite()))
             self.optimizer.zero_grad()
-            if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:  # as fp16's overflows are
-                metrics["grad_norm"] = grad_norm
-                self.ema.step()
         return metrics
+
+    def _step(self, is_finite: bool) -> None:
+        """The optimizer's step and the average's, unless a gradient is not finite: it would make every weight NaN."""
+        scaler = self.distributed.scaler
+        if is_finite or scaler:  # fp16's scaler passes over its overflows itself, and goes on with a smaller scale
+            self.optimizer.step()
+        if is_finite and not self.distributed.accelerator.optimizer_step_was_skipped:
+            self.ema.step()
+            return
+        self.num_skipped += 1
+        if self.distributed.is_main and not scaler:
+            logger.warning("%s: a gradient is not finite; its step is left out", self._title)
+
+    def _check_weights(self, trajectories: Trajectories, sde: SDE) -> None:
+        """After an epoch's last step the policy must still give numbers: the newest checkpoint may be written of it."""
+        with torch.no_grad():
+            mean = replay(self.policy, trajectories, 0, sde).mean
+        finite = bool(mean.isfinite().all()) and all(bool(p.isfinite().all()) for p in own_parts(self.parameters))
+        if self.distributed.any(not finite):
+            raise RuntimeError(
+                f"{self._title} has left weights that give no finite numbers, and is not saved; go on from the "
+                "checkpoint before it with a smaller --config.train.learning_rate (and --config.allow_changes=train), or "
+                "with mixed_precision=no"
+            )
 
     def _check_first_ratio(self, deviation: torch.Tensor) -> None:
         """Before the first update the policy is the one that sampled; a ratio other than 1 would be a bug's noise."""
-        if not deviation <= self.rule.clip_range:
+        if self.distributed.any(not deviation <= self.rule.clip_range):
             raise RuntimeError(
                 f"before any update the ratio is {float(deviation):.1e} away from 1, more than "
                 f"clip_range={self.rule.clip_range}: rollout and update do not compute the same policy; "
@@ -125,6 +152,9 @@ class Updater:
         for name in dict.fromkeys(name for row in history for name in row):
             values = torch.stack([row[name].detach() for row in history if name in row])
             every = self.distributed.gather(values)
+            every = (
+                every[every.isfinite()] if every.isfinite().any() else every
+            )  # what a step left out would hide the rest
             metrics[f"update/{name}"] = float(every.max() if name.endswith("_max") else every.mean())
         first = self.distributed.gather(history[0]["ratio_deviation_max"].reshape(1))
         metrics["update/initial_ratio_deviation"] = float(first.max())

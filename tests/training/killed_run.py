@@ -1,4 +1,7 @@
-"""The tiny run, killed at ten random moments and gone on with each time; says on stdout how far each kill let it get.
+"""The tiny run, hit by ten signals at random moments and gone on with each time; says on stdout how far each let it get.
+
+Every other signal kills; the others ask for a stop, one of them twice, as a launcher passes on what its worker got, too.
+`soak.py` does the same to real runs of one process and of two, for longer.
 
 python tests/training/killed_run.py RUN_DIR [undisturbed]
 """
@@ -10,17 +13,17 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from tiny_run import get_config
 
 from config.validation import resolve
 from flow_grpo.training.build import build
-from flow_grpo.training.checkpoint import list_checkpoints
+from flow_grpo.training.checkpoint import damage_of, list_checkpoints
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.trainer import Trainer
 
-NUM_KILLS = 10
-NUM_EPOCHS = 3 * NUM_KILLS + 3  # a kill lets at most three be finished
+STOPS = ([signal.SIGTERM], [signal.SIGINT], [signal.SIGHUP], [signal.SIGTERM] * 2, [signal.SIGTERM])
+SIGNALS = [signals for stop in STOPS for signals in ([signal.SIGKILL], stop)]
+NUM_EPOCHS = 3 * len(SIGNALS) + 3  # a signal lets at most three be finished
 
 
 def train(run_dir: Path) -> None:
@@ -38,8 +41,8 @@ def newest_epoch(run_dir: Path) -> int:
     return int(checkpoints[-1].name.removeprefix("checkpoint-")) if checkpoints else 0
 
 
-def train_and_kill(run_dir: Path, moment: float) -> None:
-    """Train in a fork of this process, which has everything imported, and kill it in its third epoch at `moment` of 0 to 1."""
+def train_and_disturb(run_dir: Path, signals: list[signal.Signals], moment: float) -> None:
+    """Train in a fork of this process, which has everything imported, and signal it in its third epoch, at 0 to 1 of it."""
     child = os.fork()
     if child == 0:
         train(run_dir)
@@ -52,17 +55,19 @@ def train_and_kill(run_dir: Path, moment: float) -> None:
         assert not ended, f"the run ended with status {status} before it was killed"
         time.sleep(0.001)
     time.sleep(moment * (finished[1] - finished[0]))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    for number in signals:
+        os.kill(child, number)
+        time.sleep(0.01)
+    _, status = os.waitpid(child, 0)
+    assert signals == [signal.SIGKILL] or status == 0, f"{signals} ended the run with status {status}"
 
 
 def main(run_dir: Path) -> None:
     moments = random.Random(0)
-    for _ in range(NUM_KILLS):
-        train_and_kill(run_dir, moments.random())
-        for path in list_checkpoints(run_dir):
-            torch.load(path / "state.pt", weights_only=True)  # whole
-        print(f"killed after {list_checkpoints(run_dir)[-1].name}", flush=True)
+    for signals in SIGNALS:
+        train_and_disturb(run_dir, signals, moments.random())
+        assert all(damage_of(path) is None for path in list_checkpoints(run_dir))
+        print(f"{signals[0].name} after {list_checkpoints(run_dir)[-1].name}", flush=True)
     train(run_dir)
 
 

@@ -1,15 +1,17 @@
 """How whole runs on the tiny pipeline stop, by a signal or a scorer that fails, and go on."""
 
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from tiny_run import rollout_rows, state_of, timeless_rows
 
-from flow_grpo.training.checkpoint import list_checkpoints
+from flow_grpo.training.checkpoint import list_checkpoints, read_origin
 
 
 def differences(one, other):
@@ -98,7 +100,8 @@ def test_sigterm_to_a_real_run_saves_and_exits_cleanly_and_latest_goes_on(tmp_pa
     assert "SIGTERM: saving and stopping" in output
     num_done = len(rollout_rows(tmp_path))
     assert 1 <= num_done < 500
-    assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{num_done:06d}"]
+    # at once the epoch's start, and then its end where the update was under way
+    assert list_checkpoints(tmp_path)[-1].name == f"checkpoint-{num_done:06d}"
 
     goes_on = ["--config.resume_from=latest", f"--config.num_epochs={num_done + 1}"]
     process = start(tmp_path, process_environment, *goes_on)
@@ -140,3 +143,91 @@ def test_a_scorer_that_fails_ends_the_run_with_its_error_and_a_checkpoint(make_t
     with pytest.raises(ConnectionError, match="the reward server has gone"):
         trainer.train()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-000001"]
+
+
+FAST = {"num_groups": 1, "group_size": 2, "batch_size": 2, "eval_every": 0, "samples_every": 0, "train.beta": 0.0}
+FAST |= {"sample.num_steps": 2, "train.num_steps": 1, "updates_per_epoch": 1, "num_eval_prompts": 1}
+
+
+def test_an_epoch_that_fails_for_any_reason_leaves_its_start_behind(make_trainer, tmp_path):
+    trainer = make_trainer(tmp_path, save_every=100, **FAST)
+    credit, calls = trainer.parts.credit, 0
+
+    def failing(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyError("anything at all")
+        return credit(*arguments)
+
+    trainer.parts.credit = failing
+    with pytest.raises(KeyError, match="anything at all"):
+        trainer.train()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-000001"]
+
+
+def test_a_signal_in_an_update_saves_the_epochs_start_at_once(make_trainer, tmp_path):
+    """A scheduler may not wait for the update's end."""
+    trainer = make_trainer(tmp_path, save_every=100, **FAST)
+    run, found = trainer.parts.updater.run, []
+
+    def slow(*arguments, **options):
+        if options["title"] == "epoch 1: update":
+            signal.raise_signal(signal.SIGTERM)
+            deadline = time.monotonic() + 60
+            while not list_checkpoints(tmp_path) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            found.extend(path.name for path in list_checkpoints(tmp_path))
+        return run(*arguments, **options)
+
+    trainer.parts.updater.run = slow
+    trainer.train()
+    assert found == ["checkpoint-000001"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-000001", "checkpoint-000002"]
+
+
+@pytest.fixture(scope="module")
+def begun(make_trainer, tmp_path_factory):
+    """A run of one epoch, with its prompts in a folder of their own."""
+    folder = tmp_path_factory.mktemp("begun")
+    for split in ("train", "test"):
+        (folder / f"{split}.txt").write_text("".join(f'a sign that says "{word}"\n' for word in ("HUT", "SOB", "WAX")))
+    make_trainer(folder / "run", num_epochs=1, dataset=str(folder), **FAST).train()
+    return folder
+
+
+def go_on(make_trainer, begun, run_dir, dataset, **changes):
+    """A trainer that goes on from the begun run for one more epoch."""
+    resume_from = str(begun / "run")
+    return make_trainer(run_dir, num_epochs=2, dataset=str(dataset), resume_from=resume_from, **(FAST | changes))
+
+
+def test_model_and_prompts_may_lie_elsewhere(make_trainer, begun, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    for split in ("train", "test"):
+        shutil.copy(begun / f"{split}.txt", tmp_path / "elsewhere")
+    (tmp_path / "linked-model").symlink_to(Path("models/tiny-sd3").resolve())
+    model = str(tmp_path / "linked-model")
+    go_on(make_trainer, begun, tmp_path / "run", tmp_path / "elsewhere", model=model).train()
+    assert list_checkpoints(tmp_path / "run")[-1].name == "checkpoint-000002"
+
+
+def test_a_line_added_to_the_prompts_is_refused_or_allowed_and_recorded(make_trainer, begun, tmp_path):
+    for split in ("train", "test"):
+        lines = (begun / f"{split}.txt").read_text()
+        (tmp_path / f"{split}.txt").write_text(lines + 'one more that says "ZIP"\n')
+    with pytest.raises(ValueError, match="dataset: .* with other content' in the checkpoint.*"):
+        go_on(make_trainer, begun, tmp_path / "run", tmp_path)
+    allowed = {"allow_changes": "dataset,train.learning_rate", "train.learning_rate": 1e-4}
+    go_on(make_trainer, begun, tmp_path / "run", tmp_path, **allowed).train()
+    changes = read_origin(tmp_path / "run" / "checkpoint-000002").changes
+    assert [(change["epoch"], change["field"]) for change in changes] == [(1, "dataset"), (1, "train.learning_rate")]
+    assert (changes[1]["was"], changes[1]["now"]) == (1e-3, 1e-4)
+
+
+def test_another_model_in_the_same_folder_is_refused_once_its_weights_are_loaded(
+    make_trainer, begun, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("flow_grpo.training.build.weights_identity", lambda weights: "another")
+    with pytest.raises(ValueError, match="model: 'weights .*' in the checkpoint, 'weights another of"):
+        go_on(make_trainer, begun, tmp_path / "run", begun)

@@ -1,8 +1,11 @@
-"""Which images an update is over, and what each weighs in it, worked by hand."""
+"""Which images an update is over, what each weighs in it, worked by hand, and steps that must not be taken."""
 
 import pytest
 import torch
+from tiny_run import rollout_rows
 
+from flow_grpo.training import update
+from flow_grpo.training.checkpoint import list_checkpoints
 from flow_grpo.training.records import Credit
 from flow_grpo.training.update import earning_batches, has_advantage, kl_loss
 
@@ -48,3 +51,57 @@ def test_a_dropped_image_has_no_kl_and_a_kept_one_its_own():
     assert kl_loss(kl, credit, drop=True).item() == 3.0  # 18 / 6
     weighted = Credit(advantages, None, torch.tensor([[1.0, 1.0], [1.0, 1.0], [2.0, 0.0]]))
     assert kl_loss(kl, weighted, drop=True).item() == 2.0  # 12 / 6
+
+
+FAST = {"num_groups": 1, "group_size": 2, "batch_size": 2, "eval_every": 0, "samples_every": 0, "train.beta": 0.0}
+FAST |= {"sample.num_steps": 2, "train.num_steps": 1, "updates_per_epoch": 1}
+
+
+def saved(run_dir):
+    """The LoRA of each checkpoint, by its epoch."""
+    states = [torch.load(path / "state.pt", weights_only=True) for path in list_checkpoints(run_dir)]
+    return {state["epoch"]: state["lora"] for state in states}
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_gradient_that_is_not_finite_costs_its_step_alone(make_trainer, tmp_path, monkeypatch, caplog):
+    loss_of, calls = update.grpo_loss, 0
+
+    def broken_once(*arguments):
+        nonlocal calls
+        calls += 1
+        loss, metrics = loss_of(*arguments)
+        return (loss * torch.nan if calls == 2 else loss), metrics
+
+    monkeypatch.setattr(update, "grpo_loss", broken_once)
+    trainer = make_trainer(tmp_path, num_epochs=3, keep_checkpoints=9, **FAST)
+    trainer.train()
+    weights = saved(tmp_path)
+    assert list(weights) == [1, 2, 3]
+    assert same(weights[1], weights[2]) and not same(weights[2], weights[3])
+    assert all(tensor.isfinite().all() for lora in weights.values() for tensor in lora.values())
+    assert [row["update/skipped_steps"] for row in rollout_rows(tmp_path)] == [0, 1, 0]
+    warnings = [record.message for record in caplog.records if "not finite" in record.message]
+    assert warnings == ["epoch 1: update: a gradient is not finite; its step is left out"]
+
+
+def test_an_update_that_breaks_the_weights_is_named_and_never_saved(make_trainer, tmp_path):
+    """The second epoch's step is far too long; the first one's weights stay the newest."""
+    trainer = make_trainer(tmp_path, num_epochs=4, save_every=100, **FAST)
+    run, epochs = trainer.parts.updater.run, []
+
+    def with_a_long_step(*arguments, **options):
+        epochs.append(len(epochs))
+        if len(epochs) == 2:
+            for group in trainer.parts.optimizer.param_groups:
+                group["lr"] = 1e30
+        return run(*arguments, **options)
+
+    trainer.parts.updater.run = with_a_long_step
+    with pytest.raises(RuntimeError, match="epoch 1: update has left weights that give no finite numbers"):
+        trainer.train()
+    weights = saved(tmp_path)
+    assert list(weights) == [1] and all(tensor.abs().max() < 10 for tensor in weights[1].values())

@@ -1,6 +1,6 @@
 """What the families share: a diffusers pipeline, of whose transformer a LoRA or everything is trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import wraps
 from pathlib import Path
