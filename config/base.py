@@ -336,6 +336,12 @@ class Update(Section):
         choices=("lora", "full"),
     )
     learning_rate: float = field(0.0003, "AdamW; Flow-GRPO's.", gt=0)
+    adam_epsilon: float = field(
+        1e-8,
+        "AdamW's; Flow-GRPO's. Where `update/grad_rms` lies under it, steps are shorter than the learning rate says; 1e-15 "
+        "then gives them their length.",
+        gt=0,
+    )
     weight_decay: float = field(0.0001, "Flow-GRPO's.", ge=0)
     max_grad_norm: float = field(1.0, "Flow-GRPO's.", gt=0)
     ema_decay: float = field(

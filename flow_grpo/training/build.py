@@ -93,7 +93,10 @@ def _build(
     policy, identities["model"] = _policy(config, distributed.device)
     origin = start.known_origin(config, resume_path, origin, identities, distributed)
     optimizer = torch.optim.AdamW(
-        policy.trainable_parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
+        policy.trainable_parameters(),
+        lr=config.train.learning_rate,
+        eps=config.train.adam_epsilon,
+        weight_decay=config.train.weight_decay,
     )
     policy.forward_module, optimizer = distributed.prepare(policy.network, optimizer, config.train.max_grad_norm)
     ema = ExponentialMovingAverage(policy.trainable_parameters(), config.train.ema_decay, config.train.ema_every)

@@ -27,16 +27,19 @@ def grpo_loss(log_prob, old_log_prob, advantages, clip_range, ratio):
     The metrics are detached 0-dim tensors over the distinct ratios, one an image, for "token" one a token:
         loss, ratio_mean, ratio_std                the std is the population's
         ratio_deviation_max                        the largest |r - 1|: 0 before the first update
+        weighted_ratio_deviation_max               the same of exp(sum_t |A_t| l_t / sum_t |A_t|), one an image: the drift
+                                                   where the credit lies, which the mean over all tokens hardly shows
         clip_fraction_above, clip_fraction_below   shares of ratios past 1 + eps and 1 - eps
         approx_kl                                  mean of half the squared log-ratio, as Flow-GRPO has it
-    Over ranks of equal batches ratio_deviation_max reduces by its maximum, all others by their mean; that of ratio_std
-    is the spread within a rank.
+    Over ranks of equal batches what ends in _max reduces by its maximum, all others by their mean; that of ratio_std is
+    the spread within a rank.
     """
     _check_inputs(log_prob, old_log_prob, advantages, clip_range, ratio)
     token_log_ratio = log_prob - old_log_prob.detach()  # (B, N)
     log_ratio = token_log_ratio if ratio == "token" else token_log_ratio.mean(dim=1, keepdim=True)  # (B, N) or (B, 1)
     ratios = log_ratio.exp()
     advantages = advantages.detach()
+    drift = _weighted_drift(token_log_ratio.detach(), advantages)
     if ratio == "image":
         # in float64, where the mean of N equal advantages is that advantage to the last bit
         advantages = advantages.double().mean(dim=1, keepdim=True).to(advantages.dtype)  # (B, 1)
@@ -44,7 +47,8 @@ def grpo_loss(log_prob, old_log_prob, advantages, clip_range, ratio):
         ratios = ratios.detach() * (token_log_ratio - token_log_ratio.detach()).exp()  # (B, N), the right factor is 1
     clipped = ratios.clamp(1 - clip_range, 1 + clip_range)
     loss = torch.maximum(-advantages * ratios, -advantages * clipped).mean()
-    return loss, {"loss": loss.detach(), **_ratio_metrics(log_ratio.detach(), clip_range)}
+    metrics = _ratio_metrics(log_ratio.detach(), clip_range)
+    return loss, {"loss": loss.detach(), **metrics, "weighted_ratio_deviation_max": drift}
 
 
 def ratio_norm(log_prob, old_log_prob, mean_tokens, old_mean_tokens, std):
@@ -72,6 +76,13 @@ def _ratio_metrics(log_ratio, clip_range):
         # from the logarithm: in fp32 the ratio 1 + 1e-5 has lost most of its digits
         "approx_kl": 0.5 * log_ratio.square().mean(),
     }
+
+
+def _weighted_drift(token_log_ratio, advantages):
+    """The largest |exp(l) - 1| over the images, 0-dim, where l is the mean log-ratio weighed by |advantage|."""
+    weights = advantages.abs().expand_as(token_log_ratio)  # (B, N)
+    total = weights.sum(dim=1).clamp_min(torch.finfo(weights.dtype).tiny)  # an image without credit drifts by 0
+    return ((weights * token_log_ratio).sum(dim=1) / total).expm1().abs().max()
 
 
 def _check_inputs(log_prob, old_log_prob, advantages, clip_range, ratio):

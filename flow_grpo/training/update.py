@@ -108,8 +108,10 @@ class Updater:
                 loss = loss + rule.beta * kl_loss(kl, credit, rule.drop_zero_advantages)
             accelerator.backward(loss * share)
             if accelerator.sync_gradients:
-                metrics["grad_norm"] = self.distributed.clip_gradients(self.parameters)
-                self._step(bool(metrics["grad_norm"].isfinite()))
+                grad_norm = self.distributed.clip_gradients(self.parameters)
+                is_finite = bool(grad_norm.isfinite())
+                metrics |= self._gradient_health(grad_norm) if is_finite else {"grad_norm": grad_norm}
+                self._step(is_finite)
             self.optimizer.zero_grad()
         return metrics
 
@@ -137,13 +139,35 @@ class Updater:
                 "with mixed_precision=no"
             )
 
+    def _gradient_health(self, grad_norm: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What says whether AdamW's epsilon or fp16's loss scale hold a step back; grad_norm: before clipping.
+
+        grad_under_epsilon_share is of the gradient after clipping, which AdamW sees: where it lies under epsilon, a step is
+        shorter than the learning rate. DeepSpeed keeps no gradient to look at, and the share is left out there.
+        """
+        num_elements = sum(parameter.numel() for parameter in self.parameters)
+        health = {"grad_norm": grad_norm, "grad_rms": grad_norm / num_elements**0.5}
+        gradients = own_parts([each.grad for each in self.parameters if each.grad is not None])
+        if gradients:
+            epsilon = self.optimizer.param_groups[0]["eps"]
+            num_under = sum((gradient.abs() < epsilon).sum() for gradient in gradients)
+            health["grad_under_epsilon_share"] = num_under / max(1, sum(gradient.numel() for gradient in gradients))
+        if scaler := self.distributed.scaler:
+            health["loss_scale"] = torch.tensor(scaler.get_scale(), device=grad_norm.device)
+        return health
+
     def _check_first_ratio(self, deviation: torch.Tensor) -> None:
-        """Before the first update the policy is the one that sampled; a ratio other than 1 would be a bug's noise."""
-        if self.distributed.any(not deviation <= self.rule.clip_range):
+        """Before the first step the policy is the one that sampled; any ratio but 1 is a difference of the two passes.
+
+        The two run the same kernels on the same numbers, with bf16 and torch.compile, too, so that no rounding is excused:
+        at the scale of clip_range such noise is as large as what is learned.
+        """
+        if self.distributed.any(bool(deviation != 0)):  # as NaN is
             raise RuntimeError(
-                f"before any update the ratio is {float(deviation):.1e} away from 1, more than "
-                f"clip_range={self.rule.clip_range}: rollout and update do not compute the same policy; "
-                "use mixed_precision=no, or report it"
+                f"before any update the ratio is {float(deviation):.1e} away from 1 in this process; it must be exactly 1. "
+                "Rollout and update do not compute the same policy: a layer may draw at random (dropout), or a kernel may "
+                "not repeat its result. Try --config.compile=False, then --config.mixed_precision=no, and an attention "
+                "kernel that is deterministic; report which of them helped"
             )
 
     def _reduce(self, history: list[dict[str, torch.Tensor]]) -> dict[str, float]:

@@ -157,9 +157,20 @@ def test_metrics_by_hand():
         "clip_fraction_above": 0.25,
         "clip_fraction_below": 0.25,
         "approx_kl": (math.log(1.5) ** 2 + math.log(0.5) ** 2) / 8,
+        "weighted_ratio_deviation_max": 0.5,
     }
     assert {name: value.item() for name, value in metrics.items()} == pytest.approx(expected, abs=1e-12)
     assert all(value.ndim == 0 and not value.requires_grad for value in metrics.values())
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_a_drift_of_the_tokens_with_the_credit_shows_where_the_image_s_mean_stays(ratio):
+    # the first token has 3 of 4 parts of the credit's size, whatever its sign; the second image has no credit at all
+    log_ratio = torch.tensor([[0.2, -0.2, 0.0], [1.0, -1.0, 0.0]], dtype=torch.float64)
+    advantages = torch.tensor([[-3.0, 0.0, 1.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    metrics = grpo_loss(log_ratio, torch.zeros_like(log_ratio), advantages, 1e-4, ratio)[1]
+    assert metrics["weighted_ratio_deviation_max"].item() == pytest.approx(math.exp(0.15) - 1, rel=1e-12)
+    assert ratio == "token" or metrics["ratio_deviation_max"] == 0
 
 
 def test_metrics_of_a_single_image_are_finite():

@@ -38,12 +38,17 @@ def test_the_ratio_is_one_before_the_first_update_of_every_epoch(finished_run):
     assert [row["update/initial_ratio_deviation"] for row in rollout_rows(finished_run.run_dir)] == [0, 0, 0]
     # the second update of an epoch is off the policy that sampled
     assert all(row["update/ratio_deviation_max"] > 0 for row in rollout_rows(finished_run.run_dir))
+    assert all(row["update/weighted_ratio_deviation_max"] > 0 for row in rollout_rows(finished_run.run_dir))
 
 
 def test_training_moves_the_adapter_and_the_kl(finished_run):
     kl = [row["update/kl"] for row in rollout_rows(finished_run.run_dir)]
     assert 0 < kl[0] < kl[-1]
     assert all(row["update/grad_norm"] > 0 for row in rollout_rows(finished_run.run_dir))
+    num_elements = sum(tensor.numel() for tensor in finished_run.trainer.parts.policy.lora_state().values())
+    for row in rollout_rows(finished_run.run_dir):
+        assert row["update/grad_rms"] == pytest.approx(row["update/grad_norm"] / num_elements**0.5, rel=1e-5)
+        assert 0 <= row["update/grad_under_epsilon_share"] < 1
 
 
 def test_a_run_keeps_its_newest_checkpoints_and_the_end(finished_run):

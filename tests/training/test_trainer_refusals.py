@@ -82,7 +82,7 @@ def test_a_prompt_without_quotes_stops_an_ocr_run_with_the_prompt(make_trainer, 
         make_trainer(tmp_path / "run", rewards={"ocr_map": 1.0}, dataset=str(tmp_path), eval_every=0).train()
 
 
-@pytest.mark.parametrize("shift", [1.0, float("nan")])
+@pytest.mark.parametrize("shift", [1.0, 1e-4, float("nan")])
 def test_a_ratio_other_than_one_before_any_update_stops_the_run(make_trainer, tmp_path, shift):
     """The policy that is asked is not the one that sampled: a weight moves, or breaks, between rollout and update."""
     trainer = make_trainer(tmp_path, eval_every=0)
