@@ -3,6 +3,7 @@
 python scripts/evaluate.py tiny_ocr_map                                    # the base model, by the ODE
 python scripts/evaluate.py tiny_ocr_map --lora runs/demo/checkpoint-000010/lora_ema
 python scripts/evaluate.py tiny_ocr_map --rollout --sheet samples.png      # by the rollout's SDE
+python scripts/evaluate.py ocr_map_sd3 --config.model=FOLDER --config.resolution=1024     # any field, as in training
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # config/ is not installed: it belongs to the checkout
 
-from config.grpo import get_config  # noqa: E402
+from config.command_line import parse  # noqa: E402
 from flow_grpo.rewards import make_scorers  # noqa: E402
 from flow_grpo.training.data import load_metadata, load_prompts  # noqa: E402
 from flow_grpo.training.distributed import Distributed  # noqa: E402
@@ -22,25 +23,33 @@ from flow_grpo.training.rollout import SDE  # noqa: E402
 from flow_grpo.training.samples import sheet  # noqa: E402
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a run of config/grpo.py: its model, prompts and rewards")
     parser.add_argument("--lora", help="a checkpoint's lora or lora_ema folder; default: the base model")
     parser.add_argument("--rollout", action="store_true", help="sample as in training, by the SDE, instead of the ODE")
     parser.add_argument(
-        "--num-prompts", type=int, help="the first of the test prompts; 0: all; default: the configuration's"
+        "--num-prompts", type=_count, help="the first of the test prompts; 0: all; default: the configuration's"
     )
     parser.add_argument("--dataset", help="folder with the test prompts; default: the configuration's")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--sheet", type=Path, help="draw the first 32 samples with their maps here")
-    args = parser.parse_args()
+    args, fields = parser.parse_known_args(argv)
     if args.lora and not (Path(args.lora) / "adapter_config.json").exists():
         parts = [name for name in ("lora_ema", "lora") if (Path(args.lora) / name).is_dir()]
         if parts:
             parser.error(f"--lora {args.lora} is a checkpoint; give its lora or lora_ema: {Path(args.lora) / parts[0]}")
-    config, distributed = get_config(args.config), Distributed()
+    try:
+        config = parse(["--config", f"{Path(__file__).parents[1] / 'config' / 'grpo.py'}:{args.config}", *fields])
+    except ValueError as error:
+        parser.error(str(error))
+    distributed = Distributed()
     num_prompts = config.num_eval_prompts if args.num_prompts is None else args.num_prompts
+    dataset = args.dataset or config.dataset
+    prompts, metadata = load_prompts(dataset, "test"), load_metadata(dataset, "test")
+    if num_prompts > len(prompts) and distributed.is_main:
+        print(f"{dataset} has {len(prompts)} test prompts, fewer than the {num_prompts} asked for", file=sys.stderr)
     policy = load_policy(
         config.policy,
         config.model,
@@ -57,11 +66,10 @@ def main() -> None:
         parser.error(
             f"{args.config} has another window of stochastic steps in each epoch; evaluate it without --rollout"
         )
-    dataset = args.dataset or config.dataset
     evaluation = evaluate(
         policy,
-        load_prompts(dataset, "test")[: num_prompts or None],
-        load_metadata(dataset, "test")[: num_prompts or None],
+        prompts[: num_prompts or None],
+        metadata[: num_prompts or None],
         make_scorers(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict()),
         SDE(config.sample.num_steps, config.sample.noise_level, config.sample.sde)
         if args.rollout
@@ -74,6 +82,12 @@ def main() -> None:
     print(json.dumps({name: round(value, 4) for name, value in evaluation.metrics.items()}, indent=2))
     if args.sheet:
         sheet(evaluation.samples).save(args.sheet)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more, got {text}")
+    return int(text)
 
 
 if __name__ == "__main__":
