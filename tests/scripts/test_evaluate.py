@@ -1,0 +1,30 @@
+"""scripts/evaluate.py: what it takes, and what it refuses before any weights are loaded."""
+
+import json
+
+import pytest
+from evaluate import main
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--num-prompts", "-3"], "must be a whole number, 0 or more, got -3"),
+        (["--config.modle=models/tiny-sd3"], "unknown field modle; did you mean model?"),
+        (["--shet", "samples.png"], "unexpected argument --shet"),
+    ],
+)
+def test_what_it_does_not_know_is_refused(arguments, says, capsys):
+    with pytest.raises(SystemExit):
+        main(["tiny_ocr_map", *arguments])
+    assert says in capsys.readouterr().err
+
+
+def test_it_says_when_there_are_fewer_prompts_and_takes_any_field(tmp_path, capsys):
+    (tmp_path / "test.txt").write_text('a red circle and a blue sign that says "HUT"\n')
+    fields = ["--config.sample.eval_num_steps=1", f"--config.dataset={tmp_path}", "--config.model=models/tiny-sd3"]
+    fields += ["--config.rewards={'jpeg_compressibility': 1.0}", "--config.reward_options={}"]
+    main(["tiny_ocr_map", "--num-prompts", "5", "--batch-size", "1", *fields])
+    shown = capsys.readouterr()
+    assert "has 1 test prompts, fewer than the 5 asked for" in shown.err
+    assert "eval/reward" in json.loads(shown.out)
