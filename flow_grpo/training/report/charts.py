@@ -48,7 +48,11 @@ CHARTS = (
         "the ratio starts at exactly 1",
         ("update/ratio_*", "update/clip_fraction_*", "update/*deviation*"),
     ),
-    ("KL and gradient", "to the base model, where beta is not 0", ("update/kl*", "update/approx_kl", "update/grad_*", "update/loss_scale")),
+    (
+        "KL and gradient",
+        "to the base model, where beta is not 0",
+        ("update/kl*", "update/approx_kl", "update/grad_*", "update/loss_scale"),
+    ),
     ("Seconds by stage", "of one epoch", ("time/*",)),
 )
 SPREAD = {"rollout/reward_mean": "rollout/reward_std"}
