@@ -10,16 +10,17 @@ RUN := $(ENVIRONMENT) $(VENV)/bin/python
 RUN2 := $(ENVIRONMENT) $(VENV2)/bin/python
 RUN_FORK := $(ENVIRONMENT) $(VENV_FORK)/bin/python
 FORK_PINS := tests/fork/pins.txt
+TEST_PROCESSES ?= 2
 
 .PHONY: demo test test-paddleocr2 test-fork docs lint clean
 
 demo: $(INSTALLED)  ## train on the embedded tiny model: about 15 minutes on two cores
 	$(RUN) scripts/demo.py
 
-test: $(INSTALLED)  ## lint, then every test
+test: $(INSTALLED)  ## lint, then every test, in TEST_PROCESSES (2) processes of one thread
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-paddleocr2: $(VENV2)/.installed  ## the OCR engines' tests under PaddleOCR 2.10, in an environment of its own
 	$(RUN2) -m pytest tests/text_maps/test_engine.py tests/text_maps/test_paddle.py tests/text_maps/test_drawn_text.py

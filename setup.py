@@ -61,6 +61,7 @@ DEV = [
     "paddleocr>=3.7",
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "torchcam>=0.5",  # what our CLIP maps are held against
     "captum>=0.8",
