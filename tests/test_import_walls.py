@@ -21,7 +21,7 @@ MODEL_LIBRARIES = {
 # A fork has files of these names, and its own ideas of what stands in them.
 FORKS_OWN = {"flow_grpo.clip_scorer", "flow_grpo.ocr_scorer", "flow_grpo.rewards"}
 IMAGE_LEVEL_SCORERS = {"clip_scorer.py", "ocr_scorer.py", "pick_scorer.py"}
-TORCH_ALONE = {"sde.py", "advantages.py", "modes.py", "spread.py", "controls.py", "objective.py"}
+TORCH_ALONE = {"sde.py", "advantages.py", "groups.py", "modes.py", "spread.py", "controls.py", "objective.py"}
 RANK_NAMES = {"process_index", "local_process_index", "local_rank", "get_rank"}
 
 

@@ -1,9 +1,10 @@
 """Who earned it: an epoch's scores as the token advantages of every trained step, and as weights of its KL.
 
-Computed over the samples of all processes, so that their number changes nothing; each then takes its own.
+Credit is computed over the samples of all processes, so that their number changes nothing. Each process then takes the
+credit of its own samples.
 
-A map's evidence says where it has something to say: a reward map's is its distance from its neutral; an importance
-map's is the map itself. The KL may hold everything else to the base model.
+A map's evidence says where it has something to say. It is the distance from neutral for a reward map, and the map itself for
+an importance map. `spatial_kl` holds the places without evidence closer to the base model.
 """
 
 import math
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from .advantages import (
     MIN_EVIDENCE,
@@ -24,7 +26,7 @@ from .advantages import (
 )
 from .records import Credit, Scored, TokenMap
 
-COVERED = 0.05  # evidence of a token that counts as covered: a tenth of what a reward map can have
+COVERED = 0.05  # a token with more evidence counts as covered: a tenth of the most that a reward map can have
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,12 @@ def assign_credit(
     spatial_kl: float,
     token_grid: tuple[int, int] | None = None,
 ) -> tuple[Credit, dict[str, float]]:
-    """The credit of samples at steps that begin at these sigmas, and what it measured.
+    """The credit of samples at the trained steps, and the metrics of an epoch's scores.
 
-    rewards: {name: weight}; each spreads its own part of the advantage by its own map, or evenly where it has none.
-    spatial_kl: strength of the KL's background weights, 0: none. seed, token_grid: of the control, if there is one.
+    sigmas: where each trained step begins.
+    rewards: {name: weight}. Each reward spreads its own part of the advantage by its own map; without a map, evenly.
+    spatial_kl: strength of the KL's background weights; 0 has none.
+    seed, token_grid: for the control, if there is one (`controlled_maps`).
     Raises RuntimeError where no image could be scored.
     """
     valid = scored.valid
@@ -78,7 +82,7 @@ def assign_credit(
 
 
 def _controlled(scored: Scored, control: str, token_grid: tuple[int, int] | None, seed: int) -> dict[str, TokenMap]:
-    """The maps, or what a control makes of them."""
+    """The maps as a control changes them; the control "none" leaves them as they are."""
     if control == "none":
         return scored.maps
     maps = {}
@@ -98,8 +102,8 @@ def _controlled(scored: Scored, control: str, token_grid: tuple[int, int] | None
     return maps
 
 
-def _spread(scored: Scored, rewards: Mapping[str, float], rule: CreditRule, alpha: float) -> torch.Tensor:
-    """Token advantages (B, N), of maps that a control has already had its way with."""
+def _spread(scored: Scored, rewards: Mapping[str, float], rule: CreditRule, alpha: float) -> Tensor:
+    """Token advantages (B, N) at one strength of the maps. A control has changed the maps before."""
     return combined_token_advantages(
         {name: scored.details[name] for name in rewards},
         rewards,
@@ -120,8 +124,9 @@ def _spread(scored: Scored, rewards: Mapping[str, float], rule: CreditRule, alph
 
 
 def _metrics(
-    scored: Scored, rewards: Mapping[str, float], evidence: Mapping[str, torch.Tensor], rule: CreditRule
+    scored: Scored, rewards: Mapping[str, float], evidence: Mapping[str, Tensor], rule: CreditRule
 ) -> dict[str, float]:
+    """What the scores and the maps of an epoch look like: the `rollout/` and `map/` rows of docs/metrics.md."""
     valid = scored.valid
     values = {name: scored.details[name] for name in rewards}
     advantages, parts = reward_parts(values, rewards, scored.group_ids, rule.std, rule.combine, rule.clip_max, valid)
@@ -154,10 +159,16 @@ def _metrics(
     return {name: float(value) for name, value in metrics.items()}
 
 
-def map_evidence(token_maps, map_kind, map_valid=None, neutral=NEUTRAL):
-    """How much each token's map says: (B, N) fp32, 0 or more; 0 throughout where the map is invalid, NaN or Inf.
+def map_evidence(
+    token_maps: Tensor, map_kind: str, map_valid: Tensor | None = None, neutral: float = NEUTRAL
+) -> Tensor:
+    """How much the map says at each token: (B, N) fp32, 0 or more.
 
-    token_maps: (B, N) in [0, 1]. map_kind: "reward" or "importance". map_valid: (B,) bool. neutral: of a reward map.
+        "reward"        abs(map - neutral)
+        "importance"    map
+
+    token_maps: (B, N) in [0, 1]. map_valid: (B,) bool. neutral: what a reward map holds where it has nothing to say.
+    A map that is invalid, or holds NaN or Inf, has evidence 0 everywhere.
     """
     maps = token_maps.detach().float()
     evidence = (maps - neutral).abs() if map_kind == "reward" else maps
@@ -167,28 +178,31 @@ def map_evidence(token_maps, map_kind, map_valid=None, neutral=NEUTRAL):
     return torch.where(usable[:, None], evidence, 0)
 
 
-def rewarded_region(evidence):
-    """Evidence (B, N) as a share of the image's largest: 1 where a map says most, 0 where it says nothing."""
+def rewarded_region(evidence: Tensor) -> Tensor:
+    """Evidence (B, N), divided by the image's largest: 1 where the map says most, 0 where it says nothing."""
     largest = evidence.amax(dim=1, keepdim=True)
     return torch.where(largest < MIN_EVIDENCE, 0, evidence / largest.clamp_min(MIN_EVIDENCE))
 
 
-def background_weights(region, strength):
-    """Weights (B, N) of mean 1 for a KL per token, lower the more a token belongs to the region.
+def background_weights(region: Tensor, strength: float) -> Tensor:
+    """Weights (B, N) of mean 1 for a KL per token. The more a token belongs to the region, the less it weighs.
 
-    region: (B, N) in [0, 1]. strength: 0 weighs all tokens alike; 1 leaves the region's heart without KL.
-    A region that holds the whole image alike, or nothing of it, weighs all tokens alike.
+        weight = (1 - strength * region) / its mean over the image's tokens
+
+    region: (B, N) in [0, 1]. strength: 0 weighs all tokens alike; 1 gives no KL to a token whose region is 1.
+    If the region is the same at all tokens, all weights are 1.
     """
     weights = 1 - strength * region
     mean = weights.mean(dim=1, keepdim=True)
     return torch.where(mean < MIN_EVIDENCE, 1, weights / mean.clamp_min(MIN_EVIDENCE))
 
 
-def evidence_metrics(evidence):
-    """What maps look like, as 0-dim tensors: over ranks of equal batches each reduces by its mean.
+def evidence_metrics(evidence: Tensor) -> dict[str, Tensor]:
+    """What maps look like, as 0-dim tensors. Over processes with equal batches, take the mean of each.
 
-    coverage: tokens with evidence above 0.05. entropy: of the evidence's distribution over the tokens, as a share of
-    log N: 1 is even, 0 all in one token; an image without evidence counts as even.
+    coverage: the share of tokens with evidence above 0.05.
+    entropy: of the evidence's distribution over the tokens, divided by log N. 1 is spread evenly, 0 is all in one token. An
+        image without evidence counts as even.
     """
     total = evidence.sum(dim=1, keepdim=True)
     share = torch.where(total > 0, evidence / total.clamp_min(1e-30), 1 / evidence.shape[1])  # (B, N)
