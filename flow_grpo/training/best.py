@@ -6,6 +6,7 @@ RUN/checkpoint-best/
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ def save_best(
         raise ValueError(f"best_metric={metric!r} is not measured; choose one of {known}, or leave it empty")
     best = read_best(run_dir)
     is_better = best is None or best["metric"] != metric or metrics[metric] > best["value"]
+    is_better = is_better and not math.isnan(metrics[metric])  # no image could be scored; nothing would ever beat it
     if not distributed.any(distributed.is_main and is_better):
         return False
     weights = policy.adapter_state()  # they may lie in parts on all processes

@@ -20,6 +20,11 @@ def test_only_a_better_evaluation_replaces_the_best(tmp_path, policy, distribute
     assert load_file(tmp_path / "checkpoint-best/lora_ema/pytorch_lora_weights.safetensors")
 
 
+def test_an_evaluation_without_a_number_is_never_the_best(tmp_path, policy, distributed):
+    for value, written in ((float("nan"), False), (0.2, True), (float("nan"), False), (0.3, True)):
+        assert save_best(tmp_path, policy, {"eval/gold/ocr": value}, "eval/gold/ocr", 0, distributed) is written
+
+
 def test_another_metric_starts_anew(tmp_path, policy, distributed):
     save_best(tmp_path, policy, {"eval/reward": 0.9}, "eval/reward", 0, distributed)
     assert save_best(tmp_path, policy, {"eval/gold/ocr": 0.2}, "eval/gold/ocr", 5, distributed)
