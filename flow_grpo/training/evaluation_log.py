@@ -1,6 +1,6 @@
 """What each evaluation measured prompt by prompt, on disk, and the alarms that ring over it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from flow_grpo.training.alarm import Alarm, alarms
@@ -21,9 +21,19 @@ def log_evaluation(
     """
     append_row(run_dir / EVALUATIONS, {"epoch": epoch, "values": values})
     history = [(row["epoch"], row["values"]) for row in read_rows(run_dir / EVALUATIONS)]
-    watched = [name for name in values if name in SIGNALS or (name.startswith("gold/") and name.count("/") == 1)]
+    watched = _watched(values)
     ringing = alarms(history, watched)
     if len(history) < 2:
         return {}, []
     rung = {alarm.measure for alarm in ringing}
     return {f"alarm/{name}": float(name in rung) for name in watched}, ringing
+
+
+def _watched(names: Collection[str]) -> list[str]:
+    """The signals and the gold rewards, without what a gold scorer measured on the way: gold/ocr, and not gold/ocr/exact.
+
+    A scorer's own name may hold a slash: gold/remote:http://10.0.0.5:8000.
+    """
+    gold = [name for name in names if name.startswith("gold/")]
+    details = {name for name in gold if any(name.startswith(f"{other}/") for other in gold)}
+    return [name for name in names if name in SIGNALS or (name in gold and name not in details)]
