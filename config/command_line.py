@@ -78,7 +78,7 @@ def _set(config: ml_collections.ConfigDict, path: str, text: str) -> None:
     if table == "rewards" and key:
         config.rewards[key] = _as_type(float, f"rewards.{key}", text)
         return
-    if table != "rewards" and "." in key:
+    if table in FREE and "." in key:
         scorer, _, option = key.rpartition(".")
         config[table][scorer] = {**config[table].get(scorer, {}), option: _literal(text)}
         return

@@ -57,6 +57,8 @@ def test_options_of_a_reward_are_set_one_by_one_or_all_at_once():
         ("--config.rewards=ocr", "--config.rewards=ocr: it should be a valid dictionary"),
         ("--config.learning_rate=1", "unknown field learning_rate; did you mean train.learning_rate?"),
         ("--config.train=1", "unknown field train; did you mean"),
+        ("--config.optimizer.adam.lr=1", "unknown field optimizer.adam.lr; "),
+        ("--config.seed.of.data=1", "unknown field seed.of.data; "),
         ("--num_gpus=8", "unexpected argument --num_gpus; fields are set by --config.FIELD=VALUE"),
         ("num_gpus=8", "unexpected argument num_gpus"),
     ],
