@@ -21,6 +21,7 @@ from flow_grpo.training.report.charts import Chart, Rows, charts, compared
 from flow_grpo.training.report.gallery import SampleSet, StoredSample, read_samples
 
 METRICS, CONFIG = "metrics.jsonl", "config.json"  # of a run's folder
+OF_ONE_RUN = ("name", "seed", "run_dir", "resume_from")  # fields that make no other configuration
 
 NUM_EPOCHS_SHOWN = 12  # sets of samples under the slider, spread evenly; the first and the last are always there
 NUM_SAMPLES_SHOWN = 16
@@ -133,16 +134,17 @@ def _comparison(runs: Sequence[RunData]) -> list[Chart]:
         for name in names
         if name in ("rollout/reward_mean", "eval/reward") or name.startswith(("eval/", "alarm/", "update/kl"))
     ]
-    return compared({_label(run): run.rows for run in runs}, chosen)
+    fields = dict.fromkeys(name for run in runs for name in run.config if name not in OF_ONE_RUN)
+    differing = [name for name in fields if len({json.dumps(run.config.get(name)) for run in runs}) > 1]
+    return compared({_label(run, differing): run.rows for run in runs}, chosen)
 
 
-def _label(run: RunData) -> str:
-    """Runs of one configuration but for the seed share the part before " seed "."""
+def _label(run: RunData, differing: Sequence[str]) -> str:
+    """Runs that differ by their seed alone share the part before " seed ". differing: fields, of all runs of the page."""
     if not run.config:
         return run.name
-    others = {k: v for k, v in run.changes.items() if k not in ("seed", "name")}
-    mark = f"{len(others)} changes, " if others else ""
-    return f"{run.config.get('name', run.name)} ({mark}{run.config.get('advantage.mode', '')}) seed {run.name}"
+    values = ", ".join(f"{name.rpartition('.')[2]}={run.config[name]}" for name in differing if name in run.config)
+    return f"{run.config.get('name', run.name)}{f' ({values})' if values else ''} seed {run.name}"
 
 
 def _set_names(run: RunData) -> list[str]:

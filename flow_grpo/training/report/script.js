@@ -44,7 +44,8 @@ function plot(chart) {
     if (!xs.length) return;
     let [x0, x1] = [Math.min(...xs), Math.max(...xs)], [y0, y1] = [Math.min(...ys), Math.max(...ys)];
     if (x0 === x1) { x0 -= .5; x1 += .5; }
-    if (y0 === y1) { const room = Math.abs(y0) * .1 || .5; y0 -= room; y1 += room; }
+    if (y1 - y0 <= Math.abs(y0) * 1e-12) {  // a step below rounding would never reach its end
+      const room = Math.abs(y0) * .1 || .5; y0 -= room; y1 += room; }
     const toX = x => left + (x - x0) / (x1 - x0) * (width - left - right);
     const toY = y => height - bottom - (y - y0) / (y1 - y0) * (height - top - bottom);
     for (const y of ticks(y0, y1)) {

@@ -91,6 +91,14 @@ def test_several_runs_share_a_page_and_seeds_share_a_line(tmp_path):
     assert "(2 seeds)" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+def test_runs_of_one_name_with_other_values_are_lines_of_their_own(tmp_path):
+    rates = {f"run-{rate}": {"train": {"beta": 0.0, "learning_rate": rate}} for rate in (1e-4, 1e-3)}
+    runs = [read_run(make_run(tmp_path / name, changes=changes)) for name, changes in rates.items()]
+    write_report(tmp_path / "page.html", runs)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "seeds)" not in text and "fake (learning_rate=0.0001)" in text and "fake (learning_rate=0.001)" in text
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no metrics.jsonl"):
         read_run(tmp_path)
