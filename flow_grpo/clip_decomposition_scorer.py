@@ -16,7 +16,7 @@ class ClipDecompositionScorer(ClipMapScorer):
 
     Exact, without a gradient, and linear in the text. ViT only. A term may be negative, and all of them share what every
     prompt has in common, so that zero means nothing: the map is stretched from the lowest patch to the highest.
-    Gandelsman et al., arXiv:2310.05916. For the terms themselves see Contributions in clip_trace.
+    Gandelsman et al., arXiv:2310.05916. For the terms themselves see Contributions in clip/trace.
     For model, tokenizer, device and dtype see load_clip; for the rest, and what the Score holds, ClipMapScorer.
     """
 

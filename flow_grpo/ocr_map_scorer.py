@@ -25,7 +25,7 @@ class OcrMapScorer:
     reward: the mean over targets of how well their lines show them (`LineMatch.reward`).
     engine: "rapidocr", "paddleocr", or an OcrEngine. engine_options: of an engine given by its name. num_workers: processes
         that read, each with an engine of its own; 0 reads in this one.
-    normalisation: what a comparison leaves out, "flow_grpo" or "unicode" (see text_match.normalise).
+    normalisation: what a comparison leaves out, "flow_grpo" or "unicode" (see text_maps.targets.normalise).
     reward_bg: in [0, 1], 0.5 is neutral. mask_sigma: the soft edge's sigma as a share of a box's height; at an eighth the
         edge fades over half a height, and the middle of the box keeps its full reward.
     missing_penalty: the share of reward_bg, in [0, 1], that the background loses where every target is missing, and in

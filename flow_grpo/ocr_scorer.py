@@ -30,7 +30,7 @@ class OcrScorer:
     All lines of an image with a confidence above 0 are joined, in the engine's order, and compared with the target.
     engine: "rapidocr", "paddleocr", or an OcrEngine. engine_options: of an engine given by its name. num_workers: processes
         that read, each with an engine of its own; 0 reads in this one.
-    normalisation: what a comparison leaves out, "flow_grpo" or "unicode" (see text_match.normalise).
+    normalisation: what a comparison leaves out, "flow_grpo" or "unicode" (see text_maps.targets.normalise).
     details: "exact", the share of targets that are the image's whole text.
     Where we differ: several targets give the mean of their accuracies (Flow-GRPO, whose prompts have one each, reads the
     first), and an image that could not be read is not valid (there it gets a reward of 0); its reward is then the mean of

@@ -1,4 +1,4 @@
-"""open_clip's models, ViT and ResNet, taken apart into what `clip_model` asks for."""
+"""open_clip's models, ViT and ResNet, taken apart into what `parts` asks for."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

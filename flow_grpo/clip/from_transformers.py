@@ -1,4 +1,4 @@
-"""transformers' CLIP taken apart into what `clip_model` asks for."""
+"""transformers' CLIP taken apart into what `parts` asks for."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,6 +1,6 @@
 """PaddleOCR 2.10 and 3.7 behind one call, with weights from wherever they can be had.
 
-The two releases share a name and little else: other arguments, other results, other files for a model. `ocr_engine`
+The two releases share a name and little else: other arguments, other results, other files for a model. `engine`
 makes an engine of this; nothing here knows a line of text.
 """
 
