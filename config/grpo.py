@@ -71,7 +71,7 @@ def tiny_ocr_map() -> ml_collections.ConfigDict:
 
 @run
 def tiny_ocr() -> ml_collections.ConfigDict:
-    """Flow-GRPO's own way on the same model: the same reward, one advantage an image. The baseline of tiny_ocr_map.
+    """Flow-GRPO's own way on the same model: the same reward, one advantage per image. The baseline of tiny_ocr_map.
 
     accelerate launch --cpu train_sd3.py --config config/grpo.py:tiny_ocr
     Two CPU cores, 8 to 9 minutes beside another run of the same size.
@@ -118,7 +118,7 @@ def ocr_map_sd3() -> ml_collections.ConfigDict:
 
 @run
 def ocr_sd3() -> ml_collections.ConfigDict:
-    """Flow-GRPO's published OCR run on SD3.5-medium: the scalar `ocr` reward, one advantage an image.
+    """Flow-GRPO's published OCR run on SD3.5-medium: the scalar `ocr` reward, one advantage per image.
 
     accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_sd3 --config.num_gpus=8
     Any number of GPUs of 80 GB, by config.num_gpus alone; 1, 4 and 32 are Flow-GRPO's published sizes.
