@@ -13,9 +13,11 @@ from torch import Tensor
 def normalise(reward_map: Tensor, quantiles: tuple[float, float] = (0.0, 1.0)) -> Tensor:
     """Stretch each map of a batch so that its quantiles become 0 and 1, clamped to [0, 1].
 
-    reward_map: (B, H, W), any finite values. (0, 1) is min-max; (0.01, 0.99) ignores a few outlying pixels.
-    A constant map says nothing of where and becomes 0.5 everywhere. "Constant" is relative to the map's own magnitude,
-    since gradients of a score by its pixels may all lie under 1e-6. Never for a map of kind "reward": its 0.5 is a zero.
+    reward_map: (B, H, W), any finite values.
+    quantiles: (0, 1) is min-max; (0.01, 0.99) ignores a few outlying pixels.
+    A constant map becomes 0.5 everywhere, since it does not say where. "Constant" is relative to the map's own magnitude:
+    the gradients of a score by its pixels may all lie under 1e-6.
+    Do not use it on a map of kind "reward". Such a map has a fixed scale, and stretching would move its neutral value.
     Raises ValueError where the quantiles are not 0 <= low < high <= 1.
     """
     low, high = quantiles
@@ -33,7 +35,7 @@ def normalise(reward_map: Tensor, quantiles: tuple[float, float] = (0.0, 1.0)) -
 
 
 def blur_radius(sigma: float) -> int:
-    """Pixels beyond which `gaussian_blur` of this sigma reaches nothing: three sigma."""
+    """How many pixels far `gaussian_blur` of this sigma reaches: three sigma, rounded up."""
     return math.ceil(3 * sigma)
 
 

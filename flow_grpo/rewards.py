@@ -1,4 +1,4 @@
-"""Several weighted scorers called together; and the same in the shape of Flow-GRPO's multi_score, for forks and scripts."""
+"""Several weighted scorers called together, also in the shape of Flow-GRPO's multi_score, for forks and scripts."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ MultiScore = Callable[..., tuple[dict[str, Tensor], dict[str, Any]]]
 
 
 class WeightedScorers:
-    """Scorers by name, each with the weight of its reward in the sum. Those of one CLIP model share a pass through it."""
+    """Scorers by name, each with the weight of its reward in the sum. Scorers of one CLIP model share one pass through it."""
 
     def __init__(self, scorers: Mapping[str, Scorer], weights: Mapping[str, float]):
         self.weights = dict(weights)
@@ -38,10 +38,10 @@ class WeightedScorers:
     def submit(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
     ) -> dict[str, Future[Score]]:
-        """Begin to score; a future of each scorer's Score.
+        """Begin to score, and return a future of each scorer's Score.
 
-        Scorers with worker processes go on while the caller does something else; the others are done when this returns.
-        Where an answer does not fit the batch, its future raises RuntimeError.
+        Scorers with worker processes go on while the caller does something else. The others are done when this returns.
+        If a Score does not fit the batch, its future raises RuntimeError.
         """
         batch = (images, prompts, metadata)
         # first those that only hand their work over, so that their workers are busy while the others run here
@@ -56,12 +56,12 @@ class WeightedScorers:
 
     @property
     def training_warnings(self) -> list[str]:
-        """What the scorers say to one who trains with them (`training_warning`, where a scorer has one)."""
+        """The warnings of scorers that have a `training_warning`; the run shows them at its start."""
         said = [getattr(scorer, "training_warning", None) for scorer in self._scorers.values()]
         return [warning for warning in said if warning]
 
     def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None) -> None:
-        """Raises PromptErrors with every prompt that one of the scorers cannot score, as far as they can tell."""
+        """Raise PromptErrors that names every prompt which a scorer cannot score. Scorers without the check are not asked."""
         faults = {}
         for name, scorer in self._scorers.items():
             if hasattr(scorer, "check_prompts"):
@@ -74,14 +74,14 @@ class WeightedScorers:
 
 
 def _is_traced(scorer: Scorer) -> bool:
-    """Whether a scorer makes its Score of a pass that others may share; an attribute `clip` alone says nothing."""
+    """Whether a scorer can share its pass through CLIP with others; an attribute `clip` alone does not prove it."""
     return (
         isinstance(getattr(scorer, "clip", None), ClipModel) and hasattr(scorer, "request") and hasattr(scorer, "score")
     )
 
 
 def _checked(name: str, images: Tensor) -> Callable[[Score], Score]:
-    """A function that gives a Score back where it fits the batch."""
+    """A function that returns the Score if it fits the batch, and raises RuntimeError if not."""
 
     def check(score: Score) -> Score:
         if not isinstance(score, Score):
@@ -105,8 +105,8 @@ def make_scorers(
     """Build weighted scorers, their models loaded.
 
     weights: {scorer name: weight}. options: {scorer name: its keyword arguments}.
-    Raises ValueError for no scorers, a weight that is not finite, options of a scorer that is not there, and what
-    make_scorer refuses.
+    Raises ValueError if there is no scorer, if a weight is not finite, if options name a scorer that is not in weights, and
+    as `make_scorer` does.
     """
     if not weights:
         raise ValueError('at least one scorer is needed, got none; give for instance {"ocr_map": 1.0}')
@@ -121,7 +121,7 @@ def make_scorers(
 
 
 def weighted_sum(scores: Mapping[str, Score], weights: Mapping[str, float]) -> tuple[Tensor, Tensor]:
-    """The rewards (B,) times their weights, added; and (B,) bool, where every scorer could score the image."""
+    """The sum of weight * reward (B,), and (B,) bool: True where every scorer could score the image."""
     reward = sum(weight * scores[name].reward for name, weight in weights.items())
     return reward, torch.stack([score.valid for score in scores.values()]).all(dim=0)
 

@@ -25,11 +25,11 @@ class Score:
     reward_map: (B, H, W) float in [0, 1], row 0 at the top; None where the scorer has no map.
     map_kind: "reward" (0 bad, neutral, 1 good: how good each pixel is), "importance" (where the reward came from),
         or None without a map.
-    map_valid: (B,) bool, False where an image's map must not be used: what it holds there is not checked.
-        Left out: True for every image of a map, False without a map.
+    map_valid: (B,) bool. Where it is False, the image's map is neither used nor checked.
+        Left out: True for every image that is valid; False without a map.
     details: {name: (B,)} what the scorer measured on the way, for tracking.
-    valid: (B,) bool, False where an image could not be scored: it gets no advantage, its reward and details are
-        placeholders (such as the mean of the others), and its map is not valid either. Left out: True for every image.
+    valid: (B,) bool. Where it is False, the image could not be scored. It then gets no advantage, its reward and details
+        are placeholders (such as the mean of the others), and its map_valid must be False. Left out: True for every image.
     neutral: in [0, 1], what a reward map holds where it has nothing to say.
 
     Raises ValueError where a shape, a range or the pairing of map and kind is wrong.
@@ -84,7 +84,7 @@ class Score:
 class PromptErrors(ValueError):
     """Prompts of a data set that a scorer cannot score.
 
-    faults: {index of the prompt: what is wrong with it}. number: of the prompts that were checked.
+    faults: {index of the prompt: what is wrong with it}. number: how many prompts were checked.
     """
 
     def __init__(self, faults: Mapping[int, str], number: int):
@@ -94,25 +94,28 @@ class PromptErrors(ValueError):
 
 
 class Scorer(Protocol):
-    """Anything that scores images: called from several threads, it keeps no state between calls."""
+    """Anything that scores images. Several threads may call it at once, so it keeps no state between calls."""
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
     ) -> Score:
         """Score images (B, 3, H, W), float in [0, 1], against one prompt (and one metadata mapping, if any) per image.
 
-        The score's tensors are on the images' device. A scorer that works in other processes may also have `submit`, which
-        takes the same, returns at once and gives a `concurrent.futures.Future` of the Score. A scorer that cannot score every
-        prompt has `check_prompts(prompts, metadata)`, which raises PromptErrors with all those that it cannot.
+        The score's tensors are on the images' device.
+
+        Two more methods are optional:
+        submit(images, prompts, metadata): returns a `concurrent.futures.Future` of the Score at once. It is for a scorer
+            that works in other processes.
+        check_prompts(prompts, metadata): raises PromptErrors that names every prompt which the scorer cannot score.
         """
 
 
 def check_images(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None) -> None:
-    """Refuse what no scorer can score.
+    """Raise ValueError for images, prompts or metadata that no scorer can score.
 
     images: (B, 3, H, W), any float dtype, values in [0, 1] within RANGE_TOLERANCE, B, H and W at least 1.
     prompts: B strings. metadata: B mappings; None or empty means none.
-    Raises ValueError that says what it got, what it wanted and what to do.
+    The error says what it got, what it wanted and what to do.
     """
     if not isinstance(images, Tensor) or images.ndim != 4:
         raise ValueError(f"images must be a tensor (B, 3, H, W), got {_describe(images)}; stack the images into one")
@@ -158,19 +161,19 @@ def _to_array(picture: Any) -> np.ndarray:
     raise ValueError(f"a picture must be a PIL image or an array (H, W, 3) uint8, got {_describe(picture)}")
 
 
-# The last images, their version and their levels, while the images live: several scorers ask for the same.
+# The last images, their version and their 8-bit levels, kept while the images live: several scorers ask for the same.
 _last_levels: tuple[weakref.ref, int, np.ndarray] | None = None
 
 
 def mean_where_invalid(values: Tensor, valid: Tensor) -> Tensor:
-    """Numbers of a batch (B,) with a placeholder where they are not valid: the mean of the others, or 0 without any."""
+    """The values (B,), with the mean of the valid ones in place of those that are not valid; 0 if none is valid."""
     return torch.where(valid, values, values[valid].mean() if valid.any() else 0.0)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
     """Images (B, 3, H, W), float in [0, 1], as (B, H, W, 3) uint8 RGB in memory, rounded to the nearest level.
 
-    The array cannot be written to: who asks again for the same images is given the same array.
+    The array is read-only, because the next call with the same images returns the same array.
     """
     global _last_levels
     last = _last_levels  # read once: another thread may put its own there

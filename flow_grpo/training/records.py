@@ -7,10 +7,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenMap:
-    """One reward's maps.
+    """The maps of one reward, pooled to tokens.
 
-    values: (B, N). kind: "reward" or "importance". valid: (B,) bool. neutral: what a reward map holds where it has nothing
-    to say.
+    values: (B, N). kind: "reward" or "importance". valid: (B,) bool.
+    neutral: what a reward map holds where it has nothing to say.
     """
 
     values: Tensor
@@ -21,11 +21,13 @@ class TokenMap:
 
 @dataclass(frozen=True)
 class Scored:
-    """Samples with their scores; nothing carries a gradient.
+    """The scores of B samples. No tensor has a gradient.
 
-    rewards: (B,), the weighted sum. valid: (B,) bool, False where an image could not be scored and its numbers mean
-    nothing. group_ids: (B,), siblings share one. maps: by reward name, where it has one.
-    details: {name: (B,)}, each reward by itself, what its scorer measured on the way, and the images' signals.
+    rewards: (B,), the weighted sum.
+    valid: (B,) bool. Where it is False, the image could not be scored and its numbers are placeholders.
+    group_ids: (B,); siblings share one.
+    maps: {reward name: its maps}, for the rewards that have maps.
+    details: {name: (B,)}: each reward by itself, what its scorer measured on the way, and the images' signals.
     """
 
     rewards: Tensor
@@ -37,10 +39,11 @@ class Scored:
 
 @dataclass(frozen=True)
 class Credit:
-    """What the update needs of the scores.
+    """What the update needs of the scores, for S trained steps and B samples.
 
-    advantages: (S, B, N), (S, B, 1) where no map counts. region: (B, N) in [0, 1], where the maps say something, or
-    None without maps. kl_weights: (B, N) of mean 1, or None: all alike.
+    advantages: (S, B, N), or (S, B, 1) if no map is used.
+    region: (B, N) in [0, 1], high where the maps say something. None without maps.
+    kl_weights: (B, N) with mean 1. None weighs all tokens alike.
     """
 
     advantages: Tensor

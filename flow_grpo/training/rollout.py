@@ -12,9 +12,10 @@ from flow_grpo.training.seeds import Domain, sample_seed
 
 @dataclass(frozen=True)
 class SDE:
-    """How a rollout steps. noise_level 0 is the ODE. kind: "flow" (Flow-GRPO) or "cps"; see `sde_step`.
+    """How a rollout steps.
 
-    window: the steps that are stochastic, the others follow the ODE; None: all are.
+    noise_level: 0 is the ODE. kind: "flow" (Flow-GRPO) or "cps"; see `sde_step`.
+    window: the steps that are stochastic. The other steps follow the ODE. None: all steps are stochastic.
     """
 
     num_steps: int
@@ -38,10 +39,12 @@ def draw_window(size: int, within: tuple[int, int], *numbers: int) -> range:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """A batch of rollouts, S of whose T steps are kept for training.
+    """A batch of rollouts. Of their T steps, S are kept for training.
 
-    latents, next_latents: (B, S, ...) fp32, before and after each kept step. log_probs: (B, S, N), of the policy that
-    sampled. means: (B, S, N, D), of the steps that it took, or None. sigmas: (S + 1,), before and after each kept step.
+    latents, next_latents: (B, S, ...) fp32, before and after each kept step.
+    log_probs: (B, S, N), under the policy that sampled.
+    means: (B, S, N, D), the means of the kept steps under that policy, or None.
+    sigmas: (S + 1,), before and after each kept step.
     images: (B, 3, H, W) in [0, 1], or None once they are scored.
     """
 
@@ -64,7 +67,7 @@ class StepDensity:
 
 
 def sample_noise(seeds: list[int], num_draws: int, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Standard normal (B, num_draws, *shape) fp32; each sample's from its own seed, whatever batch it stands in."""
+    """Standard normal noise (B, num_draws, *shape) fp32. A sample's noise comes from its seed alone, in any batch."""
     draws = []
     for seed in seeds:
         generator = torch.Generator(device).manual_seed(seed)
@@ -82,11 +85,12 @@ def rollout(
     start_seeds: list[int] | None = None,
     keep_means: bool = False,
 ) -> Trajectories:
-    """Sample an image for each prompt and keep num_kept steps: the first of its window, or of all without one.
+    """Sample an image for each prompt and keep num_kept steps for training, from the window's first step on.
 
-    seeds: one a sample, of all its noise. start_seeds: take the initial latents from these seeds instead.
-    keep_means: for the objective that wants them, `ratio_norm`.
-    The last step of a rollout is best not kept: it lands on sigma 0, where its noise is small and its density steep.
+    seeds: one per sample; all noise of the sample comes from it. start_seeds: the initial latents come from these instead.
+    sde: without a window, the kept steps begin at the rollout's first step.
+    keep_means: keep the steps' means, which `ratio_norm` needs.
+    Better not keep the last step: it lands on sigma 0, where the noise is small and the density steep.
     """
     embeds = policy.encode_prompts(prompts)
     sigmas = policy.sigmas(sde.num_steps)  # (T + 1,)
@@ -124,9 +128,10 @@ def rollout(
 
 
 def pack(trajectories: Sequence[Trajectories], rows: Sequence[int]) -> Trajectories:
-    """Some samples of several batches as one; rows counts through the batches, of equal size, one after the other.
+    """Samples of several batches as one batch, without their images.
 
-    A whole batch is given as it is, without a copy. The images stay behind: an update has no use for them.
+    rows: indices into the batches laid one after the other; all batches have the same size. If the rows are exactly one
+    whole batch, that batch is returned without a copy.
     """
     size = len(trajectories[0].latents)
     if list(rows) == list(range(rows[0], rows[0] + size)) and rows[0] % size == 0:
@@ -148,7 +153,7 @@ def pack(trajectories: Sequence[Trajectories], rows: Sequence[int]) -> Trajector
 
 
 def replay(policy: Policy, trajectories: Trajectories, step: int, sde: SDE) -> StepDensity:
-    """The density that the policy now gives to a kept step, by the rollout's own forward: the ratio starts at 1."""
+    """The density that the policy now gives to a kept step. It uses the rollout's own forward, so the ratio starts at 1."""
     latents, sigmas = trajectories.latents[:, step], trajectories.sigmas
     velocity = policy.velocity(latents, sigmas[step], trajectories.embeds)
     mean, std = sde_step(latents, velocity, sigmas[step], sigmas[step + 1], sde.noise_level, sde.kind)
@@ -158,7 +163,7 @@ def replay(policy: Policy, trajectories: Trajectories, step: int, sde: SDE) -> S
 
 
 def kl_to_base(policy: Policy, trajectories: Trajectories, step: int, sde: SDE, density: StepDensity, exact: bool):
-    """KL (B, N) of a step from the frozen base model's, on Flow-GRPO's scale unless exact."""
+    """KL (B, N) of a step from the same step of the frozen base model; on Flow-GRPO's scale unless `exact`."""
     sigma, sigma_next = trajectories.sigmas[step], trajectories.sigmas[step + 1]
     with torch.no_grad(), policy.disable_adapter():
         base = replay(policy, trajectories, step, sde)

@@ -78,7 +78,7 @@ class Updater:
         return self._reduce(history) | {"update/skipped_steps": float(self.num_skipped)}
 
     def _batches(self, credit: Credit, num_samples: int, batch_size: int) -> tuple[list[list[int]], float]:
-        """The rows of an update in full batches, and how many samples its means are over."""
+        """The rows of an update, cut into full batches, and the number of samples that its means count."""
         if not (self.rule.skip_zero_advantages or self.rule.drop_zero_advantages):
             rows = list(range(num_samples))
             return [rows[start : start + batch_size] for start in range(0, num_samples, batch_size)], num_samples
@@ -91,7 +91,8 @@ class Updater:
     ) -> dict[str, torch.Tensor]:
         """One backward pass; where the accumulation is full, also the optimizer's step.
 
-        share: the samples in the update's batches, of those that its means are over; the accumulation divides by the first.
+        share: (samples in the update's batches) / (samples that its means count). The accumulation divides by the first
+            number; the product divides by the second.
         """
         rule, accelerator = self.rule, self.distributed.accelerator
         with accelerator.accumulate(self.policy.forward_module):
@@ -171,7 +172,7 @@ class Updater:
             )
 
     def _reduce(self, history: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-        """The update's metrics over its passes and all processes: means, and the maximum of what says max."""
+        """The update's metrics over its passes and all processes: the maximum of names that end in _max, the mean of others."""
         metrics = {}
         for name in dict.fromkeys(name for row in history for name in row):
             values = torch.stack([row[name].detach() for row in history if name in row])
@@ -193,13 +194,15 @@ def has_advantage(credit: Credit) -> torch.Tensor:
 def earning_batches(
     has_any: Sequence[bool], counts: Sequence[int], batch_size: int, drop: bool
 ) -> tuple[list[list[int]], float]:
-    """As few full batches as hold the images with an advantage in every process, and how many images the means are over.
+    """The fewest full batches that hold all images with an advantage, and the number of images that the means count.
 
-    has_any: of this process's images. counts: of every process, how many of its images have an advantage. drop: the
-    means are over those alone, else over all images. With 3 and 1 of them in two processes they are over 2 in each:
-    every image then weighs a quarter, whichever process has it.
-    Batches are filled up with images that have none: of another size they would take other kernels, and the ratio not
+    has_any: for each image of this process, whether it has an advantage.
+    counts: for each process, the number of its images with an advantage. All processes get the same number of batches.
+    drop: the means count the images with an advantage alone; otherwise they count all images.
+    Batches are filled up with images without advantage. A smaller batch would take other kernels, and the ratio would not
     start at exactly 1.
+    Example with drop: two processes have 3 and 1 images with an advantage. The means count 2 in each process, so every
+    image weighs a quarter, in whichever process it is.
     """
     rows = sorted(range(len(has_any)), key=lambda row: not has_any[row])
     num_batches = max(1, -(-max(counts) // batch_size))
@@ -209,7 +212,7 @@ def earning_batches(
 
 
 def kl_loss(kl: torch.Tensor, credit: Credit, drop: bool) -> torch.Tensor:
-    """The mean of the KL (B, N) by the credit's weights; drop: 0 for images without advantage."""
+    """The mean of the KL (B, N), weighted by the credit's kl_weights. drop: images without advantage count as 0."""
     if credit.kl_weights is not None:
         kl = credit.kl_weights * kl
     if drop:
@@ -218,7 +221,7 @@ def kl_loss(kl: torch.Tensor, credit: Credit, drop: bool) -> torch.Tensor:
 
 
 def _kl_metrics(kl: torch.Tensor, region: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """The mean KL, and where maps say which part of the image was rewarded, its means inside and outside of that."""
+    """The mean KL. If maps say which region of the image was rewarded, also its means inside and outside the region."""
     metrics = {"kl": kl.mean()}
     if region is not None:
         metrics["kl_inside"] = (kl * region).sum() / region.sum().clamp_min(1e-6)
