@@ -45,7 +45,7 @@ def test_training_moves_the_adapter_and_the_kl(finished_run):
     kl = [row["update/kl"] for row in rollout_rows(finished_run.run_dir)]
     assert 0 < kl[0] < kl[-1]
     assert all(row["update/grad_norm"] > 0 for row in rollout_rows(finished_run.run_dir))
-    num_elements = sum(tensor.numel() for tensor in finished_run.trainer.parts.policy.lora_state().values())
+    num_elements = sum(each.numel() for each in finished_run.trainer.parts.policy.trainable_parameters())
     for row in rollout_rows(finished_run.run_dir):
         assert row["update/grad_rms"] == pytest.approx(row["update/grad_norm"] / num_elements**0.5, rel=1e-5)
         assert 0 <= row["update/grad_under_epsilon_share"] < 1
