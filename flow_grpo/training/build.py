@@ -134,7 +134,9 @@ def _gold(config: ml_collections.ConfigDict, device: torch.device) -> WeightedSc
     options = config.eval_rewards.to_dict()
     if not options or not config.eval_every:
         return None
-    return make_scorers(str(device), dict.fromkeys(options, 1.0), options)
+    gold = make_scorers(str(device), dict.fromkeys(options, 1.0), options)
+    check_data(gold, config.dataset, config.num_eval_prompts, splits=("test",))
+    return gold
 
 
 def _sampler(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Distributed) -> GroupSampler:

@@ -7,6 +7,7 @@ of processes changes neither the prompts of an epoch, nor their groups, nor the 
 import codecs
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,12 +42,15 @@ def load_metadata(folder: str | Path, split: str) -> list[dict[str, Any]]:
     return [row.metadata for row in _read(folder, split)]
 
 
-def check_data(scorers: WeightedScorers, folder: str | Path, num_eval_prompts: int) -> None:
+def check_data(
+    scorers: WeightedScorers, folder: str | Path, num_eval_prompts: int, splits: Sequence[str] = ("train", "test")
+) -> None:
     """Refuse a data set with prompts that the scorers cannot score, with the file and the line of each.
 
     num_eval_prompts: how many of the test prompts the run uses; 0: all.
     """
-    for split, number in (("train", None), ("test", num_eval_prompts or None)):
+    for split in splits:
+        number = num_eval_prompts or None if split == "test" else None
         rows = _read(folder, split)[:number]
         try:
             scorers.check_prompts([row.prompt for row in rows], [row.metadata for row in rows])

@@ -191,3 +191,7 @@ def test_prompts_that_cannot_be_scored_are_refused_with_file_and_line(tmp_path):
     check_data(scorers, tmp_path, num_eval_prompts=1)
     with pytest.raises(ValueError, match=r"test.txt:2"):
         check_data(scorers, tmp_path, num_eval_prompts=0)
+    (tmp_path / "train.txt").write_text(
+        "no text\n"
+    )  # of scorers that only evaluations run, the training prompts are not asked
+    check_data(scorers, tmp_path, num_eval_prompts=1, splits=("test",))

@@ -1,6 +1,7 @@
 """From a configuration's names to a policy."""
 
 import importlib
+import re
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ def load_policy(family: str, model: str, mixed_precision: str, lora: str | None 
     """
     if lora is not None and not Path(lora).is_dir():
         raise ValueError(f"lora={lora} is no folder; give a checkpoint's lora or lora_ema")
+    if not Path(model).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise ValueError(f"model={model} is neither a folder here nor a hub id (OWNER/NAME)")
     policy_class = find_policy(family)
     pipeline = policy_class.pipeline_class.from_pretrained(model, torch_dtype=WEIGHT_DTYPES[mixed_precision])
     if lora is not None:

@@ -432,3 +432,8 @@ def test_an_unknown_family_is_refused_with_the_known_ones():
 def test_a_lora_that_is_no_folder_is_refused_before_anything_is_loaded(tmp_path):
     with pytest.raises(ValueError, match="lora=.*nowhere is no folder; give a checkpoint's lora or lora_ema"):
         load_policy("sd3", str(tmp_path / "no model either"), "no", lora=str(tmp_path / "nowhere"))
+
+
+def test_a_model_that_is_neither_a_folder_nor_a_hub_id_is_refused():
+    with pytest.raises(ValueError, match="model=models/tiny/sd3 is neither a folder here nor a hub id"):
+        load_policy("sd3", "models/tiny/sd3", "no")
