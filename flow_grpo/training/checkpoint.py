@@ -76,7 +76,7 @@ def take_snapshot(
     weights = _on_cpu(policy.adapter_state())
     with ema.applied():
         averaged = _on_cpu(policy.adapter_state())
-    names = list(weights)  # in the order of the trained parameters, which optimizer and average go by
+    names = policy.trained_names()
     state = {
         policy.adapter.name: weights,
         "optimizer": _on_cpu(optimizer_by_name(whole_optimizer_state(optimizer), names)),
@@ -158,7 +158,7 @@ def load_checkpoint(
             f"{path} is damaged: {damage}; go on from an older checkpoint by --config.resume_from=ITS_FOLDER"
         )
     state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-    names = list(policy.adapter_state())
+    names = policy.trained_names()
     policy.load_adapter_state(state[policy.adapter.name])
     load_optimizer_state(optimizer, optimizer_by_position(state["optimizer"], names))
     ema.load_state_dict(average_by_position(state["ema"], names))

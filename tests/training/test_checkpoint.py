@@ -150,7 +150,8 @@ def test_an_error_during_writing_leaves_no_checkpoint_and_the_weights_as_they_we
         pass
 
     class FailsHalfway:
-        adapter_state = trained.policy.adapter_state
+        adapter, adapter_state = trained.policy.adapter, trained.policy.adapter_state
+        trained_names = trained.policy.trained_names
 
         def save_adapter(self, folder, state):
             if folder.name == "lora_ema":

@@ -119,6 +119,9 @@ class Policy(Protocol):
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The adapter's; under FSDP2 they are others after the network was prepared."""
 
+    def trained_names(self) -> list[str]:
+        """The names of `trainable_parameters`, in their order, as `adapter_state` has them."""
+
     def loaded_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Everything that was loaded, by name; asked before any training, it is what the run's model is known by."""
 

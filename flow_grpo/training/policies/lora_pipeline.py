@@ -113,6 +113,10 @@ class LoraPipeline:
     def disable_adapter(self) -> AbstractContextManager[None]:
         return self.adapter.without()
 
+    def trained_names(self) -> list[str]:
+        trained = (name for name, parameter in self.network.named_parameters() if parameter.requires_grad)
+        return [name.replace(".default.", ".") for name in trained]  # peft's name of its adapter
+
     def loaded_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         for component, module in self.pipeline.components.items():
             if isinstance(module, nn.Module):
