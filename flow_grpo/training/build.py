@@ -1,4 +1,4 @@
-"""From a resolved configuration to the parts of a run, which the trainer's loop takes as they are."""
+"""Builds the parts of a run from a resolved configuration. The trainer's loop uses them as they are."""
 
 import logging
 from collections.abc import Callable
@@ -32,13 +32,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Parts:
-    """What a run is made of; any part may be exchanged before the trainer runs.
+    """The parts of a run. Any part may be exchanged before the trainer runs.
 
-    config: resolved. credit: the samples of all processes, the sigmas of the trained steps, and the epoch's seed -> their
-    credit, and metrics.
-    gold: scorers that only evaluations run. token_grid: (rows, columns) that maps are pooled to; None where nothing uses
-    them. resume_path: the checkpoint to go on from; None starts anew. origin: what the checkpoints say of where they come
-    from. lock: of the run's folder, held by the main process until the run ends.
+    config: the resolved configuration.
+    credit: takes the samples of all processes, the sigmas of the trained steps and the epoch's seed; returns the credit of
+        the samples, and metrics.
+    gold: scorers that only evaluations run.
+    token_grid: (rows, columns) to pool the maps to; None where nothing uses maps.
+    resume_path: the checkpoint to go on from; None starts anew.
+    origin: where the weights come from, as the checkpoints record it.
+    lock: the lock on the run's folder. The main process holds it until the run ends.
     """
 
     config: ml_collections.ConfigDict
@@ -61,10 +64,11 @@ class Parts:
 
 
 def build(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Distributed) -> Parts:
-    """The parts of the run that `config.validation.resolve` gave. What costs least to find wrong comes first.
+    """Build the parts of a run. The cheapest checks come first.
 
+    config, geometry: as `config.validation.resolve` returns them.
     Raises ValueError for a folder that cannot be written or holds another run, prompts that cannot be read, a checkpoint of
-    another configuration, and scorers that are unknown or do not give what the configuration needs.
+    another configuration, and scorers that are unknown or do not return what the configuration needs.
     """
     lock = start.claimed_folder(config, distributed)
     try:
@@ -130,7 +134,7 @@ def _build(
 
 
 def _gold(config: ml_collections.ConfigDict, device: torch.device) -> WeightedScorers | None:
-    """The scorers that evaluations run beside the trained ones; None where there are none, or no evaluation."""
+    """The scorers that evaluations run beside the trained ones; None without such scorers, or without evaluations."""
     options = config.eval_rewards.to_dict()
     if not options or not config.eval_every:
         return None
@@ -154,7 +158,7 @@ def _sampler(config: ml_collections.ConfigDict, geometry: Geometry, distributed:
 
 
 def _policy(config: ml_collections.ConfigDict, device: torch.device) -> tuple[Policy, str]:
-    """The policy with its prompt cache, and its identity; its LoRA starts the same in every process."""
+    """The policy with its prompt cache, and the identity of its weights. Its LoRA starts the same in every process."""
     torch.manual_seed(config.seed)  # the LoRA's initial weights
     policy = load_policy(
         config.policy,
@@ -170,7 +174,9 @@ def _policy(config: ml_collections.ConfigDict, device: torch.device) -> tuple[Po
         adapter=config.train.adapter,
     )
     identity = weights_identity(policy.loaded_weights())
-    policy.set_resolution(config.eval_resolution or config.resolution)  # refuses what is not in whole tokens
+    policy.set_resolution(
+        config.eval_resolution or config.resolution
+    )  # raises ValueError if the size is not a whole number of tokens
     policy.set_resolution(config.resolution)
     policy.encode_prompts = PromptCache(
         policy.encode_prompts,
@@ -189,7 +195,7 @@ def _policy(config: ml_collections.ConfigDict, device: torch.device) -> tuple[Po
 def _try_scorers(
     scorers: WeightedScorers, config: ml_collections.ConfigDict, sampler: GroupSampler, device: torch.device
 ) -> None:
-    """Score one grey image, so that what fails at every image, or gives no map to weigh by, fails now."""
+    """Score one grey image. A scorer that fails on every image, or returns no map where one is needed, then fails now."""
     grey = torch.full((1, 3, *image_size(config.resolution)), 0.5, device=device)
     scores = scorers(grey, sampler.prompts[:1], sampler.metadata[:1])
     if failed := [name for name, score in scores.items() if not score.valid.all()]:

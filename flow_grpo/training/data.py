@@ -1,7 +1,7 @@
-"""Prompts, and how an epoch deals them out in groups.
+"""Reads prompts, and deals them out to processes in groups, epoch by epoch.
 
-Everything is a function of (seed, epoch): nothing has to be stored for a run to go on where it stopped, and the number
-of processes changes neither the prompts of an epoch, nor their groups, nor the noise of a sample.
+Everything is a function of (seed, epoch), so a run stores nothing here to go on where it stopped. The number of processes
+does not change the prompts of an epoch, their groups, or the noise of a sample.
 """
 
 import codecs
@@ -20,24 +20,28 @@ from flow_grpo.training.seeds import Domain, sample_seed, seeded
 
 # What a split's file may be called; the last is Flow-GRPO's name for its GenEval prompts.
 _ENDINGS = (".txt", ".jsonl", "_metadata.jsonl")
-NUM_SHOWN = 5  # prompts that a message names
+NUM_SHOWN = 5  # how many prompts an error message names
 
 
 def load_prompts(folder: str | Path, split: str) -> list[str]:
-    """The prompts of a split, in order; blank lines of its file are passed over.
+    """The prompts of a split, in order. Blank lines of the file are skipped.
 
-    The file is one of `split.txt`, one prompt a line (Flow-GRPO's format), or `split.jsonl` or `split_metadata.jsonl`, one
-    mapping with a "prompt" a line. Raises ValueError where none or several of them stand in the folder, where the file is
-    empty, and, with file and line, where a line cannot be read.
+    The folder must hold exactly one of these files:
+
+        SPLIT.txt                             one prompt per line (Flow-GRPO's format)
+        SPLIT.jsonl or SPLIT_metadata.jsonl   one mapping with the key "prompt" per line
+
+    Raises ValueError where the folder holds none or several of them, where the file is empty, and where a line cannot be
+    read; that error names the file and the line.
     """
     return [row.prompt for row in _read(folder, split)]
 
 
 def load_metadata(folder: str | Path, split: str) -> list[dict[str, Any]]:
-    """What scorers are told beside each of `load_prompts`'s prompts, in the same order; raises what that raises.
+    """The metadata that scorers get with each prompt of `load_prompts`, in the same order.
 
-    Of a line of JSON it is the value of "metadata", or, where there is no such key, the whole line, as Flow-GRPO hands its
-    GenEval prompts to the scorer. Of a line of text it is empty.
+    For a line of JSON it is the value of "metadata"; without that key it is the whole line, because Flow-GRPO hands its
+    GenEval prompts to the scorer so. For a line of text it is empty. Raises what `load_prompts` raises.
     """
     return [row.metadata for row in _read(folder, split)]
 
@@ -45,9 +49,9 @@ def load_metadata(folder: str | Path, split: str) -> list[dict[str, Any]]:
 def check_data(
     scorers: WeightedScorers, folder: str | Path, num_eval_prompts: int, splits: Sequence[str] = ("train", "test")
 ) -> None:
-    """Refuse a data set with prompts that the scorers cannot score, with the file and the line of each.
+    """Raise ValueError where scorers cannot score some prompts; the message gives the file and line of the first ones.
 
-    num_eval_prompts: how many of the test prompts the run uses; 0: all.
+    num_eval_prompts: how many of the test prompts the run uses; 0 means all.
     """
     for split in splits:
         number = num_eval_prompts or None if split == "test" else None
@@ -64,7 +68,7 @@ def check_data(
 
 
 class _Row(NamedTuple):
-    """A prompt, what scorers are told beside it, and where it stands: "file:line"."""
+    """A prompt, the metadata that scorers get with it, and its place as "file:line"."""
 
     prompt: str
     metadata: dict[str, Any]
@@ -88,7 +92,7 @@ def _read(folder: str | Path, split: str) -> list[_Row]:
 
 
 def _lines(path: Path) -> list[bytes]:
-    """The lines of a file; nothing but the ends of lines in a text file ends one: str.splitlines knows seven more."""
+    """The lines of a file. Only CR LF, LF and CR end a line here; str.splitlines knows seven more line ends."""
     data = path.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError(f"{path}:1: UTF-16, not UTF-8; save the file in UTF-8")
@@ -130,9 +134,10 @@ def _parse_json(line: str, where: str) -> tuple[str, dict[str, Any]]:
 class SampleBatch:
     """One process's batch of samples to draw.
 
-    prompts (B,). metadata: (B,) what scorers are told beside each. group_ids (B,) int64: siblings, which share a prompt,
-    share the id. seeds: (B,) one for the noise of each sample, its own in the whole run. start_seeds: (B,) of the initial
-    latents: each sample's own seed, or one a group.
+    prompts: (B,). metadata: (B,), what scorers get with each prompt.
+    group_ids: (B,) int64. Siblings, the samples of one prompt, share an id.
+    seeds: (B,), the seed of each sample's noise. No other sample of the run has the same.
+    start_seeds: (B,), the seeds of the initial latents: each sample's own seed, or one seed per group.
     """
 
     prompts: list[str]
@@ -146,13 +151,12 @@ class SampleBatch:
 class GroupSampler:
     """Deals an epoch of num_groups groups of group_size samples to processes, batch by batch.
 
-    The epoch's samples stand in one row, group after group; global batch b is a slice of it, and each process takes its
-    part of the slice. So one process with batches of 2 B deals the same global batches as two with batches of B.
+    The epoch's samples stand in one row, group after group. Global batch b is a slice of that row, and each process takes
+    its part of the slice. So one process with batches of 2 B deals the same global batches as two with batches of B.
 
-    same_start: siblings start from one latent, so that their rewards differ by the steps' noise alone, which is what the
-    log-probs can learn from.
-
-    metadata: beside each prompt, for the scorers (`load_metadata`); None: nothing to tell.
+    same_start: siblings start from one latent. Their rewards then differ only by the noise of the steps, and that noise is
+    what the log-probs can learn from.
+    metadata: what the scorers get with each prompt (`load_metadata`); None gives them nothing.
     """
 
     prompts: list[str]
@@ -192,7 +196,7 @@ class GroupSampler:
         return batches
 
     def _noise_seed(self, number: int) -> int:
-        """Of a sample, by its number in the whole run."""
+        """The seed of a sample's noise. number: the sample's number in the whole run."""
         return sample_seed(Domain.NOISE, self.seed, number)
 
     def _prompt_indices(self, epoch: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Score the policy on held-out prompts: one fixed noise a prompt, each prompt counted once."""
+"""Scores the policy on held-out prompts. Each prompt has one fixed noise, and counts once."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +18,12 @@ from flow_grpo.training.seeds import Domain, sample_seed
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics: means over the prompts. samples: of the main process the first, of others none.
+    """What an evaluation found.
 
-    values: by measure, one per prompt in the prompts' order, None where its image could not be scored: `reward`, the gold
-    rewards and the image signals.
+    metrics: means over the prompts.
+    samples: the first samples of the main process; empty in the other processes.
+    values: {measure: one value per prompt, in the order of the prompts}. The measures are `reward`, the gold rewards and
+        the image signals. A value is None where the image could not be scored.
     """
 
     metrics: dict[str, float]
@@ -41,21 +43,21 @@ def evaluate(
     num_samples: int = 16,
     gold: WeightedScorers | None = None,
 ) -> Evaluation:
-    """Every process takes every num_processes-th prompt; all must call it, all get the same metrics.
+    """Evaluate the policy. Every process must call it; each takes every num_processes-th prompt, all get the same metrics.
 
-    gold: scorers that are watched and not trained on; their metrics are eval/gold/<scorer>.
+    gold: scorers that are watched but not trained on; their metrics are eval/gold/<scorer>.
     Means are over the images that could be scored; invalid_share is the share of the others.
     """
     own = list(range(distributed.rank, len(prompts), distributed.num_processes))
-    most = -(-len(prompts) // distributed.num_processes)  # that any process has
+    most = -(-len(prompts) // distributed.num_processes)  # the largest number of prompts that a process has
     pending = PendingScores(scorers, num_shown=num_samples if distributed.is_main else 0)
     watched = PendingScores(gold) if gold else None
     for start in tqdm(range(0, most, batch_size), desc="evaluation", leave=False, disable=not distributed.is_main):
         if distributed.any(pending.failure is not None or (watched is not None and watched.failure is not None)):
             break
         indices = own[start : start + batch_size]
-        # Filled up, and sampled by a process that has none left, too: another size would be compiled anew, and where the
-        # weights lie in parts every process gives its own.
+        # Every batch is filled up, because another batch size would be compiled anew. A process without prompts samples
+        # too: with FSDP2 each process holds a part of the weights, and the others need it.
         filled = indices + [0] * (batch_size - len(indices))
         seeds = [sample_seed(Domain.EVALUATION, seed, i) for i in filled]
         images = rollout(policy, [prompts[i] for i in filled], seeds, sde, num_kept=0).images
@@ -69,7 +71,7 @@ def evaluate(
             f"none of the {len(scored.valid)} images of an evaluation could be scored; the log has each cause"
         )
     measured = {"reward": scored.rewards} | scored.details
-    if len(scorers.weights) == 1:  # one reward alone is "reward", but for its weight
+    if len(scorers.weights) == 1:  # a single scorer's reward is "reward", apart from its weight
         del measured[next(iter(scorers.weights))]
     metrics = {f"eval/{name}": float(values[scored.valid].double().nanmean()) for name, values in measured.items()}
     metrics["eval/invalid_share"] = float((~scored.valid).double().mean())
@@ -84,7 +86,7 @@ def evaluate(
 
 
 def _collected(pending: PendingScores, distributed: Distributed) -> Scored:
-    """The scores of all processes, joined as they are: no prompt is padded in and counted twice."""
+    """The scores of all processes, joined without padding, so that no prompt counts twice."""
     scored = pending.collect()
     if error := pending.error(distributed):
         raise error
@@ -92,7 +94,7 @@ def _collected(pending: PendingScores, distributed: Distributed) -> Scored:
 
 
 def _by_prompt(scored: Scored, values: torch.Tensor) -> list[float | None]:
-    """One value per prompt, in the prompts' order; the samples' group_ids are the prompts' indices."""
+    """One value per prompt, in the order of the prompts. The group_ids of the samples are the indices of the prompts."""
     order = scored.group_ids.argsort()
     known = scored.valid[order] & values[order].isfinite()
     return [value if ok else None for value, ok in zip(values[order].tolist(), known.tolist())]

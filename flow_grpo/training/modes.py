@@ -1,8 +1,12 @@
-"""The ways to spread an advantage over tokens, one row each; a row and its function are all that a mode needs.
+"""The ways to spread an advantage over tokens. Each way is one row of `MODES`; a new mode needs a row and a function.
 
-A mode's function says what a map adds to the even spread. It takes the part (B,) of the advantage that the map spreads, the
-maps (B, N) and their kind, and by name: alpha, lam, w_max, map_valid, neutral, evidence, group_ids, as `token_advantages`
-explains them. It gives (B, N) float64, of mean 0 over tokens, exactly 0 where the map says nothing.
+A mode's function returns what a map adds to the even spread: (B, N) float64, with mean 0 over the tokens of an image, and
+exactly 0 where the map says nothing. It takes:
+
+    part      (B,), the part of the advantage that the map spreads
+    maps      (B, N)
+    map_kind  the kind of the maps
+    by name   alpha, lam, w_max, map_valid, neutral, evidence, group_ids; `token_advantages` explains them
 """
 
 from collections.abc import Callable
@@ -17,8 +21,9 @@ from .spread import MAP_KINDS, token_residuals, token_weights
 class Mode:
     """A way to spread an advantage.
 
-    change: as above; None spreads evenly. map_kinds: the kinds of map that it can use; empty where it needs none.
-    metrics: of the same arguments as change, {name: 0-dim tensor}: what the maps did; None measures nothing.
+    change: the function described above; None spreads evenly.
+    map_kinds: the kinds of map that the mode can use; empty where it needs no map.
+    metrics: takes the arguments of `change` and returns what the maps did, {name: 0-dim tensor}; None measures nothing.
     """
 
     change: Callable[..., torch.Tensor] | None
@@ -27,23 +32,25 @@ class Mode:
 
 
 def weighted(part, maps, map_kind, **spread):
-    """part * (w - 1), by `token_weights`."""
+    """part * (w - 1), where `token_weights` gives the weights w. Returns (B, N)."""
     weights, _ = _weights(part, maps, map_kind, **spread)
     return part[:, None] * (weights.double() - 1)
 
 
 def residual(part, maps, map_kind, *, lam, map_valid, group_ids, **_):
-    """lam * u, by `token_residuals`. lam: number or (B,)."""
+    """lam * u, where `token_residuals` gives the residuals u. lam: a number, or (B,). Returns (B, N)."""
     residuals, _ = token_residuals(maps, group_ids, map_kind, map_valid)
     lam = lam.to(residuals).reshape(-1, 1) if isinstance(lam, torch.Tensor) else lam
     return lam * residuals.double()
 
 
 def weight_metrics(weights, fallback):
-    """What weights did, as detached 0-dim tensors: over ranks of equal batches each reduces by its mean.
+    """What the weights did, as detached 0-dim tensors. Processes with equal batches average each of them.
 
-    weights: (B, N). fallback: (B,) bool. fallback_share: images whose map was not used. effective_token_share:
-    1 / mean(w^2), 1 for the scalar advantage, 1/8 where an eighth of the tokens holds all the weight.
+    weights: (B, N). fallback: (B,) bool. Returns
+
+        fallback_share         share of the images whose map was not used
+        effective_token_share  1 / mean(w^2): 1 for the scalar advantage, 1/8 where an eighth of the tokens holds all weight
     """
     return {
         "fallback_share": fallback.float().mean(),

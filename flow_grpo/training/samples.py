@@ -18,10 +18,11 @@ from flow_grpo.text_maps.targets import quoted_targets
 class Sample:
     """One image and what its scorers said.
 
-    image: (H, W, 3) uint8. reward: the weighted sum; rewards: {scorer: its own}; None where it could not be scored.
-    overlays: {scorer: its map over the image, (H, W, 3) uint8, or None where that map is not valid}, of those with maps.
-    advantage: what a rollout's image earned among its siblings; None in an evaluation.
-    control: what was done to the maps before they spread it; the overlays are from before that.
+    image: (H, W, 3) uint8.
+    reward: the weighted sum of the rewards. rewards: {scorer: reward}. None where the image could not be scored.
+    overlays: {scorer: its map laid over the image, (H, W, 3) uint8}, for scorers with maps; None where a map is not valid.
+    advantage: the advantage of a rollout's image among its siblings; None in an evaluation.
+    control: the change that was made to the maps before they spread the advantage. The overlays show the unchanged maps.
     """
 
     prompt: str
@@ -33,10 +34,10 @@ class Sample:
     control: str = "none"
 
     def row(self) -> dict[str, Any]:
-        """One row of a table: texts, numbers and pictures by column, the same columns for all samples of a kind."""
+        """One row of a table, {column: text, number or picture}. All samples of one kind have the same columns."""
         maps = {f"map/{name}": picture for name, picture in self.overlays.items()}
         row = {"prompt": self.prompt, "image": self.image, **maps, "reward": self.reward}
-        if len(self.rewards) > 1:  # one alone is "reward", but for its weight
+        if len(self.rewards) > 1:  # a single scorer's reward is "reward", apart from its weight
             row |= self.rewards
         if self.advantage is not None:
             row["advantage"] = self.advantage
@@ -54,7 +55,7 @@ class Sample:
 def make_samples(
     images: np.ndarray, prompts: Sequence[str], scores: Mapping[str, Score], weights: Mapping[str, float]
 ) -> list[Sample]:
-    """The first images of a batch as samples. images: (K, H, W, 3) uint8. scores, of at least as many: by scorer."""
+    """The first K images of a batch as samples. images: (K, H, W, 3) uint8. scores: {scorer: score of K images or more}."""
     total, valid = weighted_sum(scores, weights)
     return [
         Sample(
@@ -69,10 +70,10 @@ def make_samples(
 
 
 def _overlay(index: int, image: np.ndarray, score: Score) -> np.ndarray | None:
-    """One map of a batch over its image; None where it is not valid, since what it holds then is anything."""
+    """One map of a batch, laid over its image. None where the map is not valid: its values mean nothing then."""
     if not score.map_valid[index]:
         return None
-    # a map may be smaller or larger than the image: all that training asks for is a multiple of the token grid
+    # A map need not have the image's size: training only asks for a multiple of the token grid.
     reward_map = resize(score.reward_map[index, None].detach(), image.shape[:2])[0]  # (H, W)
     return map_overlay.overlay(image, reward_map.cpu().numpy(), map_kind=score.map_kind)
 
@@ -80,7 +81,7 @@ def _overlay(index: int, image: np.ndarray, score: Score) -> np.ndarray | None:
 def sheet(samples: Sequence[Sample], columns: int = 8) -> Image.Image:
     """Samples in rows: the images with their labels, then a row of overlays for each map.
 
-    Of several maps each row is named below. A map that is not valid leaves its place white.
+    If there are several maps, the name of its scorer stands below each row. A map that is not valid leaves its place white.
     """
     names = list(samples[0].overlays)
     blank = np.full_like(samples[0].image, 255)

@@ -1,4 +1,4 @@
-"""The scores of samples, with their maps pooled to the policy's tokens: begun batch by batch, collected at the end."""
+"""Scores samples and pools their maps to the policy's tokens. Scoring begins batch by batch; `collect` waits for all."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -20,7 +20,7 @@ from flow_grpo.training.samples import Sample, make_samples
 
 @dataclass(frozen=True)
 class _Batch:
-    """A batch on its way. signals: {name: (B,)}. shown: the images to look at, the first of the batch, uint8."""
+    """A batch that is being scored. signals: {name: (B,)}. shown: the first images of the batch, kept to look at, uint8."""
 
     scores: dict[str, Future[Score]]
     group_ids: Tensor
@@ -30,11 +30,12 @@ class _Batch:
 
 
 class PendingScores:
-    """The scores of batches on their way; holds the first failure of a scorer instead of raising it.
+    """The scores of batches that are being scored.
 
-    So that every process of a run hears of it, and the run can save its checkpoint before it ends.
-    token_grid: (rows, columns) to pool the maps to; None leaves them out. num_shown: how many of the first images are kept
-    to look at, in `samples` once they are collected.
+    The first failure of a scorer is kept, not raised: every process of the run hears of it, and the run saves its
+    checkpoint before it ends.
+    token_grid: (rows, columns) to pool the maps to; None leaves the maps out.
+    num_shown: how many of the first images are kept to look at; `samples` holds them after `collect`.
     """
 
     def __init__(self, scorers: WeightedScorers, token_grid: tuple[int, int] | None = None, num_shown: int = 0):
@@ -46,20 +47,20 @@ class PendingScores:
     def submit(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]], group_ids: Tensor
     ) -> None:
-        """Begin to score images (B, 3, H, W). group_ids: (B,)."""
+        """Begin to score images (B, 3, H, W) of groups group_ids (B,)."""
         try:
             scores = self._scorers.submit(images, prompts, metadata)
         except Exception as error:  # whatever a scorer raises
             self.failure = self.failure or error
             return
-        # copied: a slice would keep the levels of the whole batch
+        # A copy: a slice would keep the pixels of the whole batch in memory.
         shown = to_uint8(images)[: self._num_left].copy() if self._num_left else np.empty(0)
         self._num_left -= len(shown)
         signals = {f"signal/{name}": values for name, values in image_signals(images).items()}
         self._batches.append(_Batch(scores, group_ids.to(images.device), signals, shown, prompts))
 
     def collect(self) -> Scored | None:
-        """Wait for all of them; None after a failure, or without any."""
+        """Wait for all batches. Returns None after a failure, or where there was no batch."""
         if self.failure is None and self._batches:
             try:
                 return concatenate([self._collected(batch) for batch in self._batches])
@@ -68,7 +69,7 @@ class PendingScores:
         return None
 
     def error(self, distributed: Distributed) -> Exception | None:
-        """What to raise where a scorer failed in any process, else None; all must ask."""
+        """The error to raise if a scorer failed in any process, else None. Every process must call it."""
         if not distributed.any(self.failure is not None):
             return None
         return self.failure or RuntimeError("a scorer failed in another process of this run; the error stands there")
@@ -89,15 +90,15 @@ class PendingScores:
 
 
 def _token_map(score: Score, token_grid: tuple[int, int], valid: Tensor) -> TokenMap:
-    """A score's map on tokens; not valid where another scorer failed on the image."""
+    """A score's map on tokens. It is not valid where another scorer failed on the image."""
     values = pool_to_tokens(score.reward_map.detach().float(), token_grid)
     return TokenMap(values, score.map_kind, score.map_valid & valid, score.neutral)
 
 
 def concatenate(parts: Sequence[Scored]) -> Scored:
-    """Batches one after the other. A map that a part does not have is not valid there, a detail is NaN.
+    """Join batches, one after the other. Where a part lacks a map, the map is not valid; where it lacks a detail, NaN stands.
 
-    Raises RuntimeError where one scorer's maps are of several kinds, or have several neutrals.
+    Raises RuntimeError where one scorer's maps have several kinds or several neutral values.
     """
     names = dict.fromkeys(name for part in parts for name in part.details)
     maps = dict.fromkeys(name for part in parts for name in part.maps)
@@ -129,9 +130,10 @@ def _joined(name: str, parts: Sequence[Scored]) -> TokenMap:
 
 
 def gather(scored: Scored | None, distributed: Distributed) -> Scored:
-    """The samples of every process, in order of rank; None of a process that has none, of one at least some.
+    """The samples of every process, in order of rank.
 
-    As objects, so that all processes make the same calls whatever their scorers gave.
+    scored: None in a process that has no samples; at least one process must have some.
+    They are sent as objects, so that all processes make the same calls, whatever their scorers returned.
     """
     if distributed.num_processes == 1:
         return scored

@@ -27,21 +27,21 @@ from flow_grpo.training.scoring import PendingScores, gather
 from flow_grpo.training.seeds import Domain, sample_seed
 from flow_grpo.training.tracking import NullTracker, RunTracker
 
-NUM_SHOWN = 16  # samples of a rollout in its table: two rows of a sheet
+NUM_SHOWN = 16  # samples that the table of a rollout shows: two rows of a sheet
 
 
 class Trainer:
-    """One run, from the parts that `build` made of its configuration."""
+    """One run. `build` makes its parts from the configuration."""
 
     def __init__(self, parts: Parts):
         self.parts = parts
         self.config, self.distributed = parts.config, parts.distributed
         self.run_dir = Path(parts.config.run_dir)
-        self._snapshot: checkpoint.Snapshot | None = None  # of the epoch under way
+        self._snapshot: checkpoint.Snapshot | None = None  # the state at the start of the present epoch
         self._writing = threading.Lock()
 
     def train(self) -> None:
-        """Run to the last epoch, or to a request to stop, and leave a checkpoint."""
+        """Train until the last epoch, or until a stop is requested. Both leave a checkpoint."""
         self.tracker = NullTracker()
         try:
             first_epoch = self._resume()
@@ -65,10 +65,10 @@ class Trainer:
             )
 
     def _run(self, first_epoch: int) -> int:
-        """The epochs; returns the one that a later run would begin with.
+        """Run the epochs. Returns the epoch that a later run would begin with.
 
-        An epoch that fails, whatever the reason, leaves its start behind as a checkpoint, and so does a signal at once: an
-        update may take longer than a scheduler waits.
+        If an epoch fails, for any reason, the state at its start is saved as a checkpoint. A signal saves it at once,
+        because an update may take longer than a scheduler waits.
         """
         config, epoch = self.config, first_epoch
         bar = tqdm(total=config.num_epochs, initial=epoch, desc="epochs", disable=not self.distributed.is_main)
@@ -76,7 +76,7 @@ class Trainer:
             while True:
                 is_last, stopping = epoch == config.num_epochs, self.distributed.any(stop.requested)
                 due = is_last or stopping or (epoch > first_epoch and self._is_due(epoch))
-                # where all weights are trained, a copy of them an epoch would be too much
+                # Where all weights are trained, one copy of them per epoch would cost too much.
                 self._snapshot = self._take_snapshot(epoch) if due or config.train.adapter != "full" else None
                 if due:
                     self._save()
@@ -105,7 +105,7 @@ class Trainer:
         return epoch
 
     def _is_due(self, epoch: int) -> bool:
-        """Whether a checkpoint is to be written before the epoch: an evaluation takes long, and a scorer may fail in it."""
+        """Whether to write a checkpoint before the epoch. Before an evaluation we do: it takes long, and a scorer may fail."""
         eval_every = self.config.eval_every
         return epoch % self.config.save_every == 0 or bool(eval_every and epoch % eval_every == 0)
 
@@ -130,12 +130,14 @@ class Trainer:
         failure = None
         try:
             self._write()
-        except Exception as error:  # a full disk: the others hear of it, and do not wait
+        except (
+            Exception
+        ) as error:  # for instance a full disk: the other processes must hear of it, or they wait forever
             failure = error
         self.distributed.settle(failure)
 
     def _write(self) -> None:
-        """Write the newest snapshot, which no other process need know of; safe beside the loop."""
+        """Write the newest snapshot without the other processes. A thread may call it while the loop runs."""
         if self.distributed.is_main and self._snapshot is not None:
             with self._writing:
                 checkpoint.write_checkpoint(
@@ -148,18 +150,18 @@ class Trainer:
                 )
 
     def _save_pipeline(self) -> None:
-        """Where all weights are trained, the averaged model as a pipeline that diffusers opens."""
+        """Save the averaged model as a pipeline that diffusers opens, if all weights are trained."""
         policy = self.parts.policy
         if self.config.train.adapter != "full":
             return
         with self.parts.ema.applied():
-            state = policy.adapter_state()  # they may lie in parts on all processes
+            state = policy.adapter_state()  # every process calls it: each may hold a part of the weights
             if self.distributed.is_main:
                 policy.adapter.save_pipeline(self.run_dir / "pipeline", state)
         self.distributed.wait_for_everyone()
 
     def _train_epoch(self, epoch: int, stop: StopRequest) -> dict[str, float] | None:
-        """Roll out, score, update. None where a stop was asked for before the first update: nothing has changed then."""
+        """Roll out, score, update. Returns None, with nothing changed, if a stop was requested before the first update."""
         started = time.perf_counter()
         parts, sde, train = self.parts, self._sde(epoch), self.config.train
         scores = PendingScores(parts.scorers, parts.token_grid, self._num_shown(epoch))
@@ -173,7 +175,7 @@ class Trainer:
                 parts.policy, batch.prompts, batch.seeds, sde, train.num_steps, batch.start_seeds, train.ratio_norm
             )
             sampled = time.perf_counter()
-            # scorers with workers of their own go on while the next batch is sampled
+            # Scorers with their own workers score this batch while the next one is sampled.
             scores.submit(drawn.images, batch.prompts, batch.metadata, batch.group_ids)
             trajectories.append(replace(drawn, images=None))
             seconds["sample"] += sampled - begin
@@ -200,14 +202,14 @@ class Trainer:
         return metrics | {f"time/{name}_seconds": value for name, value in seconds.items()}
 
     def _sde(self, epoch: int) -> SDE:
-        """How the epoch's rollouts step; where only a window is stochastic, one for all images, so for all siblings."""
+        """How the epoch's rollouts step. If only a window of steps is stochastic, all images share one window."""
         sample = self.config.sample
         size, within = sample.sde_window_size, sample.sde_window_range
         window = draw_window(size, within, self.config.seed, epoch) if size else None
         return SDE(sample.num_steps, sample.noise_level, sample.sde, window)
 
     def _credit(self, scored: Scored, sigmas: torch.Tensor, epoch: int) -> tuple[Credit, dict[str, float]]:
-        """The credit of this process's samples, found among those of all."""
+        """The credit of this process's samples. It is computed over the samples of all processes."""
         credit, metrics = self.parts.credit(
             gather(scored, self.distributed), sigmas[:-1].tolist(), sample_seed(Domain.CONTROL, self.config.seed, epoch)
         )
@@ -215,12 +217,12 @@ class Trainer:
         return credit[own], metrics
 
     def _num_shown(self, epoch: int) -> int:
-        """How many of its samples this process keeps to look at in an epoch."""
+        """How many samples of an epoch this process keeps to look at."""
         every = self.config.samples_every
         return NUM_SHOWN if every and epoch % every == 0 and self.distributed.is_main else 0
 
     def _log_rollout(self, samples: list[Sample], credit: Credit, epoch: int) -> None:
-        """The first samples of the rollout with the advantage that each has, the mean over its tokens in every mode."""
+        """Log the first samples of the rollout, each with its advantage: the mean over its tokens, in every mode."""
         if samples:
             advantages = credit.advantages[0, : len(samples)].mean(dim=-1).tolist()
             control = self.config.advantage.control
@@ -256,7 +258,7 @@ class Trainer:
 
 @contextmanager
 def _drawing(policy: Policy, size: Resolution, usual: Resolution) -> Iterator[None]:
-    """Within the context the policy draws images of this size, afterwards of the usual one."""
+    """Within the context the policy draws images of `size`; afterwards it draws them of the `usual` size."""
     policy.set_resolution(size)
     try:
         yield
