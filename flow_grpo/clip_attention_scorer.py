@@ -21,10 +21,14 @@ def gradient_weighted(attention: Tensor, gradient: Tensor) -> Tensor:
 
 
 def rolled_out(blocks: Sequence[Tensor], residual: float, weight: float) -> Tensor:
-    """The class token's row of the product, last block first, of residual * I + weight * A over the blocks: (B, T).
+    """Attention rollout: how much the class token takes from each of the T tokens, through all blocks. Returns (B, T).
 
-    blocks: (B, Q, T) each, the first block first; of the last only the class token's row is read. Each step is one row times
-    a matrix, never a product of two matrices.
+    It is the class token's row (row 0) of this product, where A_l is the attention of block l:
+
+        (residual * I + weight * A_L) ... (residual * I + weight * A_2) (residual * I + weight * A_1)
+
+    blocks: A_1 to A_L, (B, Q, T) each. Only the class token's row of the last one is read. Each step multiplies one row
+    with one matrix; two matrices are never multiplied.
     """
     row = torch.zeros_like(blocks[-1][:, 0])
     row[:, 0] = 1
@@ -37,9 +41,10 @@ def rolled_out(blocks: Sequence[Tensor], residual: float, weight: float) -> Tens
 class ClipAttentionScorer(ClipMapScorer):
     """The class token's attention to the patches, averaged over heads. ViT only.
 
-    rollout: over all blocks instead of the last alone.
-    gradient_weighted: each head's attention times the score's gradient by it, negative parts dropped, before the average.
-        Without it the map knows nothing of the prompt: CLIP's image tower does not see the text.
+    rollout: follow the attention through all blocks, instead of the last block alone.
+    gradient_weighted: before the average, multiply each head's attention by the score's gradient with respect to it, and
+        set negative products to 0. Without this the map does not depend on the prompt: CLIP's image tower does not see the
+        text.
 
     | rollout | gradient_weighted | the map |
     |---|---|---|
@@ -48,7 +53,7 @@ class ClipAttentionScorer(ClipMapScorer):
     | no | no | attention |
     | yes | no | attention rollout, product of (I + A) / 2 (Abnar & Zuidema, arXiv:2005.00928) |
 
-    For model, tokenizer, device and dtype see load_clip; for the rest, and what the Score holds, ClipMapScorer.
+    model, tokenizer, device and dtype are load_clip's. ClipMapScorer describes the rest, and what the Score holds.
     """
 
     def __init__(

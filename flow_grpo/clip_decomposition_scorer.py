@@ -12,12 +12,12 @@ from .clip.trace import Request, Trace
 
 
 class ClipDecompositionScorer(ClipMapScorer):
-    """Direct logit attribution: the score as a sum over blocks, tokens, MLPs and biases, of which the patches' terms are the map.
+    """Direct logit attribution: the score is a sum over blocks, tokens, MLPs and biases; the map shows the patches' terms.
 
-    Exact, without a gradient, and linear in the text. ViT only. A term may be negative, and all of them share what every
-    prompt has in common, so that zero means nothing: the map is stretched from the lowest patch to the highest.
-    Gandelsman et al., arXiv:2310.05916. For the terms themselves see Contributions in clip/trace.
-    For model, tokenizer, device and dtype see load_clip; for the rest, and what the Score holds, ClipMapScorer.
+    The sum is exact, needs no gradient, and is linear in the text. ViT only. A term may be negative, and every term contains
+    a part that is the same for all prompts. So zero has no meaning, and the map is stretched from the lowest patch to the
+    highest. Source: Gandelsman et al., arXiv:2310.05916. Contributions in clip/trace describes the terms.
+    model, tokenizer, device and dtype are load_clip's. ClipMapScorer describes the rest, and what the Score holds.
     """
 
     request = Request(contributions=True)

@@ -12,9 +12,12 @@ from .clip.trace import Request, Trace
 
 
 def gradcam(features: Tensor, gradients: Tensor) -> Tensor:
-    """relu(sum over channels of features * mean over places of gradients).
+    """Grad-CAM: the features, each channel weighted by its mean gradient. Selvaraju et al., arXiv:1610.02391.
 
-    features, gradients: (B, rows, cols, C). Returns (B, rows, cols). Selvaraju et al., arXiv:1610.02391.
+        weight[c] = mean over places of gradients[..., c]
+        map       = relu(sum over c of features[..., c] * weight[c])
+
+    features, gradients: (B, rows, cols, C). Returns (B, rows, cols).
     """
     weights = gradients.mean(dim=(1, 2), keepdim=True)  # (B, 1, 1, C)
     return (features * weights).sum(dim=3).relu()
@@ -23,9 +26,9 @@ def gradcam(features: Tensor, gradients: Tensor) -> Tensor:
 class ClipGradcamScorer(ClipMapScorer):
     """Grad-CAM on the patch tokens that a block reads: its layer_norm1 output, or a ResNet's stage.
 
-    block: from 0; -1, the default, is the last block, or a ResNet's layer4. The last block's output cannot be asked for:
-    the score reads only its class token, so its gradient at the patches is exactly zero.
-    For model, tokenizer, device and dtype see load_clip; for the rest, and what the Score holds, ClipMapScorer.
+    block: counted from 0; the default -1 is the last block, or a ResNet's layer4. There is no option for the last block's
+    output: the score reads only its class token, so the gradient at its patches is exactly zero.
+    model, tokenizer, device and dtype are load_clip's. ClipMapScorer describes the rest, and what the Score holds.
     """
 
     def __init__(

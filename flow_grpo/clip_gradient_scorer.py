@@ -1,4 +1,4 @@
-"""`clip_gradient`: the score's gradient by the pixels; a diagnostic baseline."""
+"""`clip_gradient`: the score's gradient with respect to the pixels; a diagnostic baseline."""
 
 import math
 from typing import Any
@@ -14,17 +14,20 @@ from .reward_map import gaussian_blur, normalise
 
 
 class ClipGradientScorer(ClipMapScorer):
-    """The gradient of the score by each pixel, or its complement (Simonyan et al., arXiv:1312.6034, for the gradient).
+    """The gradient of the score with respect to each pixel (Simonyan et al., arXiv:1312.6034), or its complement.
 
         complement=True:   map = 1 - normalise(|gradient|)     high where a change of the pixel would not change the score
         complement=False:  map = normalise(|gradient|)         high where it would
 
-    The magnitude is over the three channels, at the input's own resolution, through the preprocessing. The complement is the
-    specification's picture. As credit it is upside down: it gives most of the advantage to pixels that the score does not
-    hang on. To train, take complement=False; to train with the complement all the same is warned of.
-    quantiles: (0, 1) is min-max, (0.01, 0.99) leaves outliers out. blur_sigma: of a Gaussian over the magnitude, in pixels; 0
-    is none. A ViT's gradient shows its patch grid, which about a quarter of a patch hides.
-    For model, tokenizer, device and dtype see load_clip; for the rest, and what the Score holds, ClipMapScorer.
+    |gradient| is the norm over the three channels, at the input's own resolution; the gradient passes through the
+    preprocessing. The complement is the specification's picture. As credit it is upside down: it gives most of the
+    advantage to pixels that the score does not depend on. To train, take complement=False; the trainer warns about training
+    with the complement.
+
+    quantiles: (0, 1) is min-max; (0.01, 0.99) ignores outliers.
+    blur_sigma: sigma of a Gaussian blur of |gradient|, in pixels; 0 means no blur. A ViT's gradient shows its patch grid; a
+        sigma of about a quarter of a patch hides it.
+    model, tokenizer, device and dtype are load_clip's. ClipMapScorer describes the rest, and what the Score holds.
     """
 
     request = Request(pixels=True)
@@ -52,7 +55,7 @@ class ClipGradientScorer(ClipMapScorer):
 
     @property
     def training_warning(self) -> str | None:
-        """What one who trains with this map should know; the trainer says it at the start."""
+        """What a user who trains with this map should know; the trainer logs it at the start. None if there is nothing."""
         if not self._complement:
             return None
         return (

@@ -14,13 +14,16 @@ from .score import Score
 
 
 class ClipScorer:
-    """CLIP's logit over logit_divisor: the cosine of image and prompt times the model's logit scale, divided.
+    """CLIP's logit, divided by logit_divisor.
 
-    Hessel et al., arXiv:2104.08718, without its clamp at 0; Flow-GRPO divides by 30, which is the default.
-    resize: "bicubic", as CLIP's own processor does it, or "bilinear", Flow-GRPO's. At 512 px their scores differ by up to
-        4.4e-3, 5.6% of the reward's spread; their correlation is 0.998.
-    For model, tokenizer, device and dtype see load_clip. An image whose score is NaN or Inf is not valid.
-    details: "truncated", 1 where the prompt was longer than the model reads.
+        reward = logit_scale * cosine(image, prompt) / logit_divisor
+
+    Source: Hessel et al., arXiv:2104.08718; we leave out its clamp at 0. The default divisor, 30, is Flow-GRPO's.
+    resize: "bicubic", as in CLIP's own processor, or "bilinear", as in Flow-GRPO. At 512 px their scores differ by up to
+        4.4e-3, which is 5.6% of the reward's spread; their correlation is 0.998.
+    model, tokenizer, device and dtype are load_clip's.
+    details: "truncated" is 1 where the prompt was longer than the model reads.
+    An image whose score is NaN or Inf is not valid.
     """
 
     request = Request()
@@ -45,7 +48,7 @@ class ClipScorer:
         return score_together([self], images, prompts, metadata)[0]
 
     def score(self, trace: Trace, device: torch.device) -> Score:
-        """The Score of a pass, on the device."""
+        """The Score that one pass of the model gives, on the device."""
         rewards, valid = finite_rewards(trace.logits / self._logit_divisor)
         return Score(
             reward=rewards.to(device),

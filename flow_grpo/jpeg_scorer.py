@@ -24,9 +24,11 @@ def jpeg_kilobytes(image: np.ndarray) -> float:
 
 
 class JpegScorer:
-    """Minus the size of the image's JPEG, over 500 kB: higher is smaller. No map; prompts are not looked at.
+    """A smaller JPEG gets a higher reward. It gives no map, and does not read the prompts.
 
-    DDPO, arXiv:2305.13301; Flow-GRPO's `jpeg_compressibility`. details: "kilobytes".
+        reward = -(size of the image's JPEG in kB) / 500
+
+    Source: DDPO, arXiv:2305.13301; Flow-GRPO's `jpeg_compressibility`. details: "kilobytes".
     """
 
     def __call__(

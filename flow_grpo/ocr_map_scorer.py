@@ -1,4 +1,4 @@
-"""`ocr_map`: text lines as a reward map, each box as good as what it says, everything else neutral."""
+"""`ocr_map`: a reward map of the text lines; each box is worth what its text is worth, everything else is neutral."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,32 +20,36 @@ from .text_maps.targets import Normalisation
 
 
 class OcrMapScorer:
-    """OCR as a reward map: inside a box the confidence times the similarity with the target, outside reward_bg.
+    """OCR as a reward map.
 
-    reward: the mean over targets of how well their lines show them (`LineMatch.reward`).
-    engine: "rapidocr", "paddleocr", or an OcrEngine. engine_options: of an engine given by its name. num_workers: processes
-        that read, each with an engine of its own; 0 reads in this one.
+        inside a line's box:  confidence * similarity with its target
+        outside the boxes:    reward_bg
+
+    reward: how well the lines show their targets, averaged over the targets (`LineMatch.reward`).
+    engine: "rapidocr", "paddleocr", or an OcrEngine.
+    engine_options: options of an engine that is given by its name.
+    num_workers: number of processes that read, each with its own engine; 0 reads in this process.
     normalisation: what a comparison leaves out, "flow_grpo" or "unicode" (see text_maps.targets.normalise).
-    reward_bg: in [0, 1], 0.5 is neutral. mask_sigma: the soft edge's sigma as a share of a box's height; at an eighth the
-        edge fades over half a height, and the middle of the box keeps its full reward.
-    missing_penalty: the share of reward_bg, in [0, 1], that the background loses where every target is missing, and in
-        proportion where some are. A target is missing where there is no line left for it; a garbled one has its line, and is
-        blamed there: beside a box that is worse than the background, the background keeps reward_bg, so that it takes none of
-        the blame. At 1, an image without any text has a map of 0: worse than the worst text, as its reward is. Being
-        constant, that map moves no credit.
-    repeat_penalty: the share of a target's reward, in [0, 1], that further attempts at it cost (`match_lines`), and the most
-        that the box of such an attempt loses of the background. At 0, five attempts are as good as the best of them. One
-        attempt, and text that is unlike every target, cost nothing.
-    extra_penalty: the share of the background, in [0, 1], that any extra text loses in its box, whether it resembles a target
-        or not. At 0 only repeated attempts are seen.
-    per_character: a box's reward varies along the line, each character with its own confidence, or 0 where it is wrong (see
-        character_strips); needs an engine that gives characters, such as "rapidocr". The image's reward stays.
+    reward_bg: in [0, 1]; 0.5 is neutral.
+    mask_sigma: sigma of the soft edge, as a share of the box's height. At 0.125 the edge fades over half a height, and the
+        middle of the box keeps its full reward.
+    missing_penalty: in [0, 1]. The background is reward_bg * (1 - missing_penalty * share of missing targets). A target is
+        missing if no line is left for it. A garbled target has a line, and the line's box takes the blame: if any box is
+        worse than reward_bg, the background keeps reward_bg. At 1, an image without any text has a map of 0, which is worse
+        than the worst text, like its reward. That map is constant, so it moves no credit.
+    repeat_penalty: in [0, 1], the share of a target's reward that further attempts at it cost (`match_lines`). It is also
+        the largest share of the background that the box of such an attempt loses. At 0, five attempts are as good as the
+        best of them. A single attempt costs nothing; text that resembles no target costs nothing.
+    extra_penalty: in [0, 1], the share of the background that the box of any extra text loses, whether the text resembles a
+        target or not. At 0 only repeated attempts lose anything.
+    per_character: the reward varies along the line. Each character gets its own confidence, or 0 where it is wrong (see
+        character_strips). This needs an engine that gives characters, such as "rapidocr". The image's reward is unchanged.
 
     details: reward, similarity, confidence, exact, missing (see LineMatch), text_area (share of the image), num_lines.
-    An image that could not be read is not valid; reward and details are then the mean of the others.
+    An image that could not be read is not valid; its reward and details are the mean of the valid images'.
     """
 
-    OPTIONS_WITHOUT_EFFECT = ("num_workers",)  # on any score: a resumed run may change them
+    OPTIONS_WITHOUT_EFFECT = ("num_workers",)  # no effect on any score: a resumed run may change them
 
     def __init__(
         self,
@@ -101,7 +105,7 @@ class OcrMapScorer:
         return then(self._reader.submit(images), lambda read: self._score(read, targets, size, device))
 
     def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None) -> None:
-        """Raises PromptErrors with every prompt whose text cannot be told, or that the engine cannot read."""
+        """Raises PromptErrors with every prompt whose target cannot be found, or whose target the engine cannot read."""
         self._prompts.check_prompts(prompts, metadata)
 
     def _score(
@@ -147,7 +151,7 @@ class OcrMapScorer:
     def _background(self, match: LineMatch) -> float:
         shown = [reward for reward, span in zip(match.box_rewards.tolist(), match.spans) if span is not None]
         if any(reward < self._reward_bg for reward in shown):
-            return self._reward_bg  # a failed attempt takes the blame, and the pixels around it none
+            return self._reward_bg  # a failed attempt takes all of the blame, the pixels around it take none
         return self._reward_bg * (1 - self._missing_penalty * match.missing)
 
     def _strips(self, line: TextLine, span: str, box_reward: float) -> Strips:

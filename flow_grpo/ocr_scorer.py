@@ -16,9 +16,12 @@ from .text_maps.targets import Normalisation, edit_distance, normalise
 
 
 def text_accuracy(text: str, target: str) -> float:
-    """1 - min(distance, n) / n for a target of n characters, and 1 where the target stands anywhere in the text.
+    """How much of a target of n characters the text shows, in [0, 1].
 
-    Both normalised, the target not empty. Source: Flow-GRPO's OcrScorer (flow_grpo/ocr.py).
+        accuracy = 1                          where the target stands anywhere in the text
+        accuracy = 1 - min(distance, n) / n   elsewhere, with the edit distance between text and target
+
+    Both must be normalised, and the target must not be empty. Source: Flow-GRPO's OcrScorer (flow_grpo/ocr.py).
     """
     distance = 0 if target in text else edit_distance(text, target)
     return 1.0 - min(distance, len(target)) / len(target)
@@ -28,16 +31,18 @@ class OcrScorer:
     """Flow-GRPO's OCR reward.
 
     All lines of an image with a confidence above 0 are joined, in the engine's order, and compared with the target.
-    engine: "rapidocr", "paddleocr", or an OcrEngine. engine_options: of an engine given by its name. num_workers: processes
-        that read, each with an engine of its own; 0 reads in this one.
+    engine: "rapidocr", "paddleocr", or an OcrEngine.
+    engine_options: options of an engine that is given by its name.
+    num_workers: number of processes that read, each with its own engine; 0 reads in this process.
     normalisation: what a comparison leaves out, "flow_grpo" or "unicode" (see text_maps.targets.normalise).
     details: "exact", the share of targets that are the image's whole text.
-    Where we differ: several targets give the mean of their accuracies (Flow-GRPO, whose prompts have one each, reads the
-    first), and an image that could not be read is not valid (there it gets a reward of 0); its reward is then the mean of
-    the others.
+
+    We differ from Flow-GRPO in two points. Several targets give the mean of their accuracies; Flow-GRPO reads the first
+    one, and its prompts have only one. An image that could not be read is not valid, and its reward is the mean of the
+    valid images'; Flow-GRPO gives it 0.
     """
 
-    OPTIONS_WITHOUT_EFFECT = ("num_workers",)  # on any score: a resumed run may change them
+    OPTIONS_WITHOUT_EFFECT = ("num_workers",)  # no effect on any score: a resumed run may change them
 
     def __init__(
         self,
@@ -69,7 +74,7 @@ class OcrScorer:
         return then(self._reader.submit(images), lambda read: self._score(read, targets, device))
 
     def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None) -> None:
-        """Raises PromptErrors with every prompt whose text cannot be told, or that the engine cannot read."""
+        """Raises PromptErrors with every prompt whose target cannot be found, or whose target the engine cannot read."""
         self._prompts.check_prompts(prompts, metadata)
 
     def _score(

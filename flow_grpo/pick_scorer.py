@@ -11,10 +11,10 @@ LOGIT_DIVISOR = 26.0  # Flow-GRPO's
 
 
 class PickScorer(ClipScorer):
-    """PickScore's logit over logit_divisor. Kirstain et al., arXiv:2305.01569.
+    """PickScore's logit, divided by logit_divisor. Kirstain et al., arXiv:2305.01569.
 
-    model, tokenizer: hub ids or local folders of transformers. Otherwise as ClipScorer. An image map of the same model:
-    `clip_gradcam` with model=(model, tokenizer).
+    model, tokenizer: hub ids or local folders of transformers. The other options are ClipScorer's.
+    For a map from the same model, use `clip_gradcam` with model=(model, tokenizer).
     """
 
     def __init__(

@@ -29,26 +29,30 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 
-FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds between two tries; each time twice as long
-RETRIED = {408, 429}  # and 5xx; any other 4xx would be the same the next time
+FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds between two tries; the wait doubles each time
+RETRIED = {408, 429}  # 5xx as well; any other 4xx would fail again
 MAX_REASON_BYTES = 64 * 2**10
 
 
 class RemoteScorer:
-    """Sends each batch to a reward server in one request, and goes on beside its caller.
+    """Sends each batch to a reward server in one request, in a thread of its own.
 
-    The images travel as 8-bit levels, as a file would hold them: the score is that of the rounded images. The answer is
-    fp32, so that on 8-bit images a remote scorer gives what it gives at home, bit for bit.
+    The images are sent as 8-bit levels, so the score is that of the rounded images. The answer is fp32. On 8-bit images a
+    remote scorer therefore gives the same bits as the same scorer in this process.
 
-    url: http or https, such as "http://10.0.0.5:8000". timeout: seconds for a request, from the connection to the answer's
-    last byte, its wait for other requests there included. retries: after the first try, for what may pass (no connection, a
-    timeout, 5xx): half a second after it, then twice as long each time up to 30, each with jitter; 8 bridge about a minute.
-    num_connections: requests at a time. token_env: the environment variable with the bearer token, by default
-    FLOW_GRPO_REWARD_TOKEN where that is set; the token itself is no option, since options are saved with the run. max_mib:
-    the largest answer to accept.
+    url: http or https, such as "http://10.0.0.5:8000".
+    timeout: seconds for one request, from the connection to the last byte of the answer. This includes the time that the
+        request waits in the server for other requests.
+    retries: number of tries after the first one, for failures that may pass (no connection, a timeout, 408, 429, 5xx). The
+        first wait is half a second, and each wait is twice the one before, up to 30 seconds, with jitter. 8 retries bridge
+        about a minute.
+    num_connections: number of requests at the same time.
+    token_env: the environment variable that holds the bearer token. None takes FLOW_GRPO_REWARD_TOKEN, if that is set. The
+        token itself is not an option, because options are saved with the run.
+    max_mib: size of the largest answer to accept, in MiB.
 
-    Calls raise ValueError for what the server refuses (4xx), with its reason; RuntimeError where it gives no score after
-    all retries, or something that is no score.
+    A call raises ValueError with the server's reason if the server refuses the batch (4xx). It raises RuntimeError if the
+    server gives no score after all retries, or an answer that is not a score.
     """
 
     OPTIONS_WITHOUT_EFFECT = (
@@ -57,7 +61,7 @@ class RemoteScorer:
         "num_connections",
         "token_env",
         "max_mib",
-    )  # on any score: a resumed run may change them
+    )  # no effect on any score: a resumed run may change them
 
     def __init__(
         self,
@@ -78,9 +82,9 @@ class RemoteScorer:
         headers = {"Content-Type": "application/octet-stream", "Accept-Encoding": "identity"}
         if token := bearer_token(token_env):
             headers["Authorization"] = f"Bearer {token}"
-        self._random = random.Random()  # its own: the run's is seeded
+        self._random = random.Random()  # a generator of its own: the run's is seeded
         self._slots = asyncio.Semaphore(num_connections)
-        # the deadline is for the whole request: httpx's own timeouts start again with each byte
+        # no timeout here: httpx's start again with each byte, and ours is for the whole request
         self._client = httpx.AsyncClient(
             headers=headers, timeout=None, verify=ssl.create_default_context(), trust_env=False, http2=False
         )
@@ -112,7 +116,7 @@ class RemoteScorer:
             raise RuntimeError(f"{self._url} answered with something that is no score: {error}") from error
 
     async def _answer(self, request: bytes) -> bytes:
-        """The body of a good answer, after as many tries as it takes."""
+        """The body of a good answer. Tries again, up to the number of retries."""
         tries = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self._retries + 1),
             wait=self._delay,
@@ -147,7 +151,7 @@ class RemoteScorer:
         raise ValueError(f"{self._url} refused the batch: {reason} (HTTP {response.status_code})")
 
     def _delay(self, state: tenacity.RetryCallState) -> float:
-        """Seconds until the next try, as many as the server asks for where that is longer."""
+        """Seconds until the next try: our own delay, or the server's Retry-After if that is longer."""
         delay = min(FIRST_DELAY * 2 ** (state.attempt_number - 1), LONGEST_DELAY) * self._random.uniform(0.5, 1)
         return max(delay, getattr(state.outcome.exception(), "retry_after", 0.0))
 
@@ -163,13 +167,13 @@ class RemoteScorer:
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
-    """Until it is stopped, which the end of its scorer does."""
+    """Run the loop until the scorer is deleted, which stops it."""
     loop.run_forever()
     loop.close()
 
 
 class _Unavailable(Exception):
-    """An answer that may be another the next time. retry_after: seconds that the server asks for, where it gives a number."""
+    """A failure that may pass, so that another try makes sense. retry_after: the server's Retry-After header, or ""."""
 
     def __init__(self, message: str, retry_after: str = ""):
         super().__init__(message)
@@ -177,7 +181,7 @@ class _Unavailable(Exception):
 
 
 def _target(url: str) -> str:
-    """Where to score. Raises ValueError for what is no server's URL."""
+    """The URL that batches are sent to. Raises ValueError if `url` is not a server's URL."""
     parts = urlsplit(url)
     beyond_path = parts.username or parts.password or parts.query or parts.fragment
     named = parts.scheme in ("http", "https") and parts.hostname
@@ -186,12 +190,12 @@ def _target(url: str) -> str:
             f"a reward server's URL must be http://HOST:PORT or https://HOST:PORT, got {url!r}; "
             "a token goes into the environment"
         )
-    parts.port  # noqa: B018  raises ValueError where it is no port
+    parts.port  # noqa: B018  raises ValueError for a port that is not a number
     return url.rstrip("/") + "/score"
 
 
 async def _read(response: httpx.Response, limit: int) -> bytes:
-    """The body; of one that is longer than limit, a little more than that."""
+    """The body. Reading stops once it is longer than `limit` bytes."""
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
@@ -201,7 +205,7 @@ async def _read(response: httpx.Response, limit: int) -> bytes:
 
 
 def _reason(body: bytes) -> str:
-    """What an answer other than 200 says: the server's JSON, or the beginning of a proxy's page."""
+    """The reason in an answer that is not 200: the error in the server's JSON, or the start of a proxy's page."""
     text = body.decode(errors="replace")
     with suppress(ValueError, KeyError, TypeError, RecursionError):
         return str(json.loads(text)["error"])

@@ -1,4 +1,4 @@
-"""Names -> scorers, and a scorer as the reward function that a Flow-GRPO fork's own multi_score calls."""
+"""Build a scorer from its name, and turn it into the reward function that a Flow-GRPO fork's own multi_score calls."""
 
 import importlib
 import inspect
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .score import Score, Scorer
 
-# A name stands for "package.module:factory", imported when asked for: a scorer's dependencies are needed by its users only.
+# Each name stands for "package.module:factory". It is imported on demand, so only users of a scorer need its dependencies.
 _SCORERS = {
     "clipscore": ".clip_scorer:ClipScorer",
     "clip_gradient": ".clip_gradient_scorer:ClipGradientScorer",
@@ -29,10 +29,11 @@ RewardFn = Callable[[Tensor, Sequence[str], Sequence[Mapping[str, Any]] | None],
 def make_scorer(name: str, device: str = "cpu", **options: Any) -> Scorer:
     """Build a scorer, its model loaded.
 
-    name: a registered one, "package.module:factory", or "remote:URL" of a reward server. device: where its model runs, for
-    factories that take one. options: the factory's keyword arguments.
-    Raises ValueError for an unknown name (listing the known ones) or option (naming the scorer), ImportError where an extra
-    is missing (naming its install line).
+    name: a registered name, "package.module:factory", or "remote:URL" of a reward server.
+    device: where the model runs; passed only to a factory that takes it.
+    options: the factory's keyword arguments.
+    Raises ValueError for an unknown name (and lists the known ones) or an unknown option (and names the scorer), and
+    ImportError for a missing extra (with its install line).
     """
     factory = _factory(name)
     accepted = inspect.signature(factory).parameters
@@ -48,7 +49,7 @@ def make_scorer(name: str, device: str = "cpu", **options: Any) -> Scorer:
 
 
 def _check_required(name: str, accepted: Mapping[str, inspect.Parameter], options: Mapping[str, Any]) -> None:
-    """Refuse a factory that wants more than it is given; most often it is the scorer itself."""
+    """Refuse a factory that needs arguments it does not get. Often the name is that of the scorer, not of its factory."""
     named = (p for p in accepted.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
     missing = [p.name for p in named if p.default is p.empty and p.name not in options]
     if {"images", "prompts"} <= set(missing):
@@ -58,7 +59,7 @@ def _check_required(name: str, accepted: Mapping[str, inspect.Parameter], option
 
 
 def _checked_scorer(name: str, scorer: Any) -> Scorer:
-    """The scorer, where it can be called as one."""
+    """Return the scorer. Raises ValueError if it cannot be called."""
     if not callable(scorer):
         raise ValueError(
             f"scorer {name!r}: its factory returned {type(scorer).__name__}, which cannot be called; return an object that "
@@ -68,7 +69,7 @@ def _checked_scorer(name: str, scorer: Any) -> Scorer:
 
 
 def options_without_effect(name: str) -> tuple[str, ...]:
-    """The options of a scorer that change how it works and no number that it gives; none where it cannot be found."""
+    """The options of a scorer that never change a score, such as num_workers. Empty if the scorer cannot be found."""
     try:
         factory = _factory("remote:" if name.startswith("remote:") else name)
     except (ImportError, ValueError):
@@ -79,8 +80,9 @@ def options_without_effect(name: str) -> tuple[str, ...]:
 def as_reward_fn(scorer: Scorer) -> RewardFn:
     """A scorer in the shape of Flow-GRPO's score functions: fn(images, prompts, metadata) -> (scores, extras).
 
-    scores: (B,). extras: "reward_map" (B, H, W) or None, "map_kind", "map_valid" (B,), "neutral", "details" {name: (B,)},
-    and "valid" (B,), False where an image could not be scored: give it no advantage, its score is a placeholder.
+    scores: (B,).
+    extras: "reward_map" (B, H, W) or None, "map_kind", "map_valid" (B,), "neutral", "details" {name: (B,)}, "valid" (B,).
+        valid is False where an image could not be scored. Its score is a placeholder: give it no advantage.
     """
 
     def reward_fn(images, prompts, metadata=None):
@@ -91,7 +93,7 @@ def as_reward_fn(scorer: Scorer) -> RewardFn:
 
 
 def score_extras(score: Score) -> dict[str, Any]:
-    """All of a score but its reward, under the names that reward functions give it."""
+    """All fields of a score except its reward, under the names that reward functions use."""
     return {
         "reward_map": score.reward_map,
         "map_kind": score.map_kind,
