@@ -1,4 +1,4 @@
-"""Checkpoints: one folder each, complete or absent, with all that a run needs to go on as if it had not stopped.
+"""Writes and reads checkpoints. Each is a folder with all that a run needs to go on as if it had never stopped.
 
 runs/NAME/checkpoint-000020/
     lora/           pytorch_lora_weights.safetensors, for any diffusers pipeline's `load_lora_weights`
@@ -40,9 +40,10 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a run's weights come from, beside its configuration.
+    """Where a run's weights come from: what its configuration does not tell.
 
-    identities: {"model" or "dataset": a hash of its content}. changes: what a resumed run was allowed to change, in order.
+    identities: {"model" or "dataset": a hash of its content}.
+    changes: the changes that resumed runs were allowed to make, in order.
     """
 
     identities: dict[str, str] = field(default_factory=dict)
@@ -51,9 +52,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run at the start of an epoch, on the CPU, whole: what a checkpoint is written from, now or later.
+    """A copy of a run at the start of an epoch, as whole tensors on the CPU. A checkpoint is written from it, now or later.
 
-    weights, averaged: the adapter's, and their averages. state: what `load_checkpoint` takes. rng: of every process.
+    weights: the adapter's weights. averaged: their averages. state: what `load_checkpoint` reads.
+    rng: the random states of every process.
     """
 
     epoch: int
@@ -70,9 +72,9 @@ def take_snapshot(
     epoch: int,
     distributed: Distributed,
 ) -> Snapshot:
-    """Copies of all that training changes; every process must call it."""
+    """Copy everything that training changes. Every process must call it."""
     rng = distributed.gather_objects(_rng_state())
-    # Weights may lie in parts on all processes: they are put together here, and the main one writes.
+    # Each process may hold a part of the weights: they are joined here, and the main process writes them.
     weights = _on_cpu(policy.adapter_state())
     with ema.applied():
         averaged = _on_cpu(policy.adapter_state())
@@ -98,7 +100,7 @@ def save_checkpoint(
     keep: int,
     origin: Origin = Origin(),
 ) -> Path:
-    """Write the checkpoint at the start of `epoch` and drop all but the newest `keep`; every process must call it."""
+    """Write the checkpoint at the start of `epoch`, and delete all but the newest `keep`. Every process must call it."""
     snapshot = take_snapshot(policy, optimizer, ema, epoch, distributed)
     if distributed.is_main:
         write_checkpoint(run_dir, snapshot, policy, config, keep, origin)
@@ -109,10 +111,10 @@ def save_checkpoint(
 def write_checkpoint(
     run_dir: Path, snapshot: Snapshot, policy: Policy, config: dict[str, Any], keep: int, origin: Origin
 ) -> None:
-    """Write a snapshot, unless it has been written, and drop all but the newest `keep`; the main process's to call.
+    """Write a snapshot, unless it has been written, and delete all but the newest `keep`. Only the main process calls it.
 
-    It is written beside its place and renamed into it, and an old one renamed before it is deleted, so that a kill at any
-    moment leaves no half checkpoint. What a kill left of either is cleared away.
+    A checkpoint is written under a temporary name and then renamed; an old one is renamed before it is deleted. So a kill
+    at any moment leaves no half checkpoint. The next call clears away what a kill left.
     Raises RuntimeError where a weight is not finite: the newest checkpoint must be one that a run can go on from.
     """
     path = run_dir / checkpoint_name(snapshot.epoch)
@@ -147,11 +149,11 @@ def load_checkpoint(
     ema: ExponentialMovingAverage,
     distributed: Distributed,
 ) -> int:
-    """Put everything back and return the epoch to go on with.
+    """Put everything back, and return the epoch to go on with.
 
-    With another number of processes than the checkpoint's the random states stay as they are; the samples do not depend
-    on them.
-    Raises ValueError where the checkpoint is damaged, naming the file, or belongs to other weights, naming those.
+    If the number of processes has changed, the random states are not restored; the samples do not depend on them.
+    Raises ValueError where the checkpoint is damaged (the error names the file), or belongs to other weights (it names
+    them).
     """
     if damage := damage_of(path):
         raise ValueError(
@@ -170,9 +172,9 @@ def load_checkpoint(
 
 
 def damage_of(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files, in words; None where each is what was written.
+    """What is wrong with a checkpoint's files, in words. None where every file is as it was written.
 
-    A checkpoint of an earlier version has no manifest: all that can be told then is that its files are there.
+    A checkpoint of an earlier version has no manifest; then this only checks that its files exist.
     """
     if not (path / MANIFEST).is_file():
         missing = [name for name in ("state.pt", "rng.pt", "config.json") if not (path / name).is_file()]
@@ -190,7 +192,7 @@ def damage_of(path: Path) -> str | None:
 
 
 def read_origin(path: Path) -> Origin:
-    """What a checkpoint's manifest says of where its weights come from; nothing where it has none."""
+    """The origin that a checkpoint's manifest records; an empty one where there is no manifest."""
     if not (path / MANIFEST).is_file():
         return Origin()
     manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -227,7 +229,7 @@ def _set_rng_state(state: dict[str, Any]) -> None:
 
 
 def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
-    """Copies, on the CPU too: the weights are about to change."""
+    """Copies on the CPU. Tensors that lie there already are copied too, since training will change them."""
     return tree_map_only(torch.Tensor, lambda tensor: tensor.to("cpu", copy=True), state)
 
 
@@ -255,7 +257,7 @@ def _sha256(path: Path) -> str:
 
 
 def _sync(folder: Path) -> None:
-    """Flush a folder to the disk before it is renamed, so that the name never outlives the content."""
+    """Flush a folder to the disk before it is renamed, so that its final name never stands for missing content."""
     for path in folder.rglob("*"):
         _sync_entry(path)
     _sync_entry(folder)

@@ -18,34 +18,34 @@ from flow_grpo.training.shards import whole
 
 
 class Distributed:
-    """A thin face over accelerate: one process or many, on CPUs or GPUs, the trainer's code is the same.
+    """A thin layer over accelerate. The trainer's code is the same for one process or many, on CPUs or GPUs.
 
     mixed_precision: "no", "fp16" or "bf16".
     """
 
     def __init__(self, mixed_precision: str = "no"):
         self.mixed_precision = mixed_precision
-        self.launched_processes()  # joins the others; a process alone on a CPU has no group to join
+        self.launched_processes()  # joins the other processes; a single process on a CPU has no group
         joined = torch.distributed.is_initialized()
         self.accelerator = Accelerator(
             cpu=_stays_on_cpu(),
             mixed_precision=mixed_precision,
-            # Rollouts call the wrapped model without gradients; broadcasting buffers would make each a collective.
+            # Rollouts call the wrapped model without gradients. With broadcast buffers, every process would have to join each call.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
-        self.scaler = self.accelerator.scaler  # of fp16 training's loss; None where there is none
+        self.scaler = self.accelerator.scaler  # scales the loss of fp16 training; None without fp16
         if joined and parse_flag_from_env("ACCELERATE_USE_FSDP"):
             self.accelerator.state.fsdp_plugin = _fsdp2_plugin()
             self._choose(DistributedType.FSDP)
 
     def _choose(self, kind: DistributedType) -> None:
-        """What accelerate does by itself on GPUs; on CPUs it would stay with DDP."""
-        # Both: each AcceleratorState that accelerate makes on its way takes PartialState's over.
+        """Set the kind of distribution. accelerate does so by itself on GPUs, but on CPUs it would stay with DDP."""
+        # Set both: accelerate makes new AcceleratorStates later, and each copies the value of PartialState.
         PartialState().distributed_type = self.accelerator.state.distributed_type = kind
 
     @staticmethod
     def launched_processes() -> int:
-        """How many processes the launcher started, known before the run is set up."""
+        """How many processes the launcher started. It can be asked before the run is set up."""
         if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
             raise ValueError(
                 "DeepSpeed is not supported; launch with scripts/accelerate/fsdp2.yaml, which does as much"
@@ -75,29 +75,29 @@ class Distributed:
     def prepare(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """What to call instead of the network, and the optimizer of its weights.
+        """Returns what to call instead of the network, and the optimizer of its weights.
 
-        Ask the network for its parameters again: FSDP2 replaces them.
+        Ask the network for its parameters again afterwards, since FSDP2 replaces them.
         """
         self.max_grad_norm = max_grad_norm
         if self._kind == DistributedType.FSDP and self.mixed_precision != "no":
-            # Alone and with DDP accelerate does so by itself.
+            # For one process and for DDP, accelerate does this by itself.
             network.forward = torch.autocast(self.device.type, WEIGHT_DTYPES[self.mixed_precision])(network.forward)
         return self.accelerator.prepare(network, optimizer)
 
     def begin_accumulation(self, num_passes: int) -> None:
-        """The next num_passes backward passes make one optimizer step; the same number in every process."""
+        """Make one optimizer step of the next num_passes backward passes. Every process gives the same number."""
         self.accelerator.gradient_accumulation_steps = num_passes
         self.accelerator.step = 0  # its count of the passes so far
 
     def clip_gradients(self, parameters: Sequence[nn.Parameter]) -> torch.Tensor:
-        """Their norm before it is clipped to max_grad_norm, 0-dim."""
+        """Clip the gradients to max_grad_norm. Returns their norm before that, 0-dim."""
         # Not accelerate's clip_grad_norm_: with FSDP2 it would undo the loss scale twice.
         self.accelerator.unscale_gradients()
         return whole(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Concatenate every process's (B, ...) in order of rank; B must be the same everywhere."""
+        """Concatenate the (B, ...) of all processes in order of rank. B must be the same everywhere."""
         return self.accelerator.gather(tensor)
 
     def gather_objects(self, value: Any) -> list:
@@ -105,7 +105,7 @@ class Distributed:
         return gather_object([value])
 
     def settle(self, error: Exception | None) -> None:
-        """Raise in every process where any has an error: its own there, elsewhere one that quotes it; all must call."""
+        """Raise in all processes if any has an error: its own error there, a RuntimeError that quotes it elsewhere. All must call it."""
         errors = self.gather_objects(None if error is None else f"{type(error).__name__}: {error}")
         if error is not None:
             raise error
@@ -114,13 +114,13 @@ class Distributed:
                 raise RuntimeError(f"process {rank} of this run failed: {text}")
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process; all must ask."""
+        """Whether the flag is True in any process. Every process must call it."""
         if self.num_processes == 1:
             return flag
         return bool(self.gather(torch.tensor([flag], device=self.device)).any())
 
     def peak_memory_gib(self) -> float | None:
-        """The most GPU memory that this process has held since it last asked; None on a CPU."""
+        """The most GPU memory that this process has held since the last call; None on a CPU."""
         if self.device.type != "cuda":
             return None
         peak = torch.cuda.max_memory_allocated(self.device) / 2**30
@@ -128,7 +128,7 @@ class Distributed:
         return peak
 
     def scaler_state(self) -> dict | None:
-        """The loss scale of fp16 training, as torch's GradScaler has it; None where there is none."""
+        """The state of torch's GradScaler, which holds the loss scale of fp16 training; None without fp16."""
         return self.scaler.state_dict() if self.scaler else None
 
     def load_scaler_state(self, state: dict | None) -> None:
@@ -140,18 +140,19 @@ class Distributed:
 
 
 def _fsdp2_plugin() -> FullyShardedDataParallelPlugin:
-    """FSDP2 as the launcher's configuration asks for it."""
+    """FSDP2, set as the launcher's configuration says."""
     plugin = FullyShardedDataParallelPlugin()  # reads what the launcher says
     if plugin.fsdp_version != 2:
         raise ValueError(f"fsdp_version {plugin.fsdp_version} is not supported; launch with fsdp_version: 2")
-    # The weights have the types they need, and autocast does the rest; FSDP2 would round the timesteps to half, too.
+    # No policy: the weights have the right types, and autocast does the rest. FSDP2 would also round the timesteps to half.
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return plugin
 
 
 def _stays_on_cpu() -> bool:
-    """Whether `accelerate launch --cpu` asked for it, or there is nothing else.
+    """Whether the run stays on CPUs: `accelerate launch --cpu` asked for it, or there is no other device.
 
-    accelerate must be told: PartialState, asked first, overlooks both, and every process then believes that it is alone.
+    accelerate must be told. PartialState, which is asked first, overlooks both cases, and then every process believes that
+    it is the only one.
     """
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()

@@ -9,10 +9,12 @@ from flow_grpo.training.shards import own_parts, parts_like, whole
 
 
 class ExponentialMovingAverage:
-    """average <- decay * average + (1 - decay) * weights, every `update_every` optimizer steps (Flow-GRPO: 0.9, 8).
+    """The average of the weights, updated every `update_every` optimizer steps (Flow-GRPO: decay 0.9, every 8):
 
-    The decay warms up as (1 + n) / (10 + n) over the first optimizer steps n, as Flow-GRPO's does, so that a short run is
-    not stuck at its start: it is 0.9 after 80 steps.
+        average <- d * average + (1 - d) * weights
+        d = min(decay, (1 + n) / (10 + n))      after n optimizer steps
+
+    The warm-up is Flow-GRPO's. Without it a short run's average would stay near its start. It reaches 0.9 after 80 steps.
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], decay: float, update_every: int):
@@ -20,7 +22,7 @@ class ExponentialMovingAverage:
         self.decay = decay
         self.update_every = update_every
         self.num_steps = 0
-        # A clone: on the CPU neither .cpu() nor .detach() copies, and the average would follow the weights.
+        # A clone, because .detach() does not copy: the average would follow the weights.
         self.average = [p.detach().clone() for p in self._parameters]
 
     @torch.no_grad()
@@ -33,7 +35,7 @@ class ExponentialMovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the context the model's weights are the average; afterwards they are what they were."""
+        """Within the context the model has the averaged weights; afterwards it has its own again."""
         with torch.no_grad():
             kept = [part.clone() for part in own_parts(self._parameters)]
             torch._foreach_copy_(own_parts(self._parameters), own_parts(self.average))
@@ -44,7 +46,7 @@ class ExponentialMovingAverage:
                 torch._foreach_copy_(own_parts(self._parameters), kept)
 
     def state_dict(self) -> dict:
-        """With whole tensors; where they lie in parts, every process must call it."""
+        """The state as whole tensors. Where the tensors lie in parts, every process must call it."""
         return {"num_steps": self.num_steps, "average": [whole(average).cpu() for average in self.average]}
 
     def load_state_dict(self, state: dict) -> None:

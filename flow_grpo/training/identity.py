@@ -1,4 +1,4 @@
-"""What a run trains on, known by its content: a folder may move or be spelled otherwise, what it holds may not change."""
+"""Hashes what a run trains on. Its folders may move or get another name, but their content must stay the same."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-NUM_SAMPLED = 4096  # values of a tensor: a model trained on, however little, differs in nearly all of them
+NUM_SAMPLED = 4096  # values hashed per tensor: even a little training changes nearly all of them
 
 
 def prompts_identity(*splits: tuple[list[str], list[dict[str, Any]]]) -> str:
@@ -16,7 +16,7 @@ def prompts_identity(*splits: tuple[list[str], list[dict[str, Any]]]) -> str:
 
 
 def weights_identity(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """A hash of names, shapes, types and evenly spaced values of weights, wherever they lie: seconds for billions."""
+    """A hash of the names, shapes, types and evenly spaced values of weights, on any device. Billions take seconds."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda named: named[0]):
         values = tensor.detach().reshape(-1)

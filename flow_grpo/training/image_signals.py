@@ -1,6 +1,6 @@
-"""What a policy does to its images when it games a reward: watched beside the reward, never part of it.
+"""Measures that show when a policy games its reward. They are watched beside the reward, and never part of it.
 
-An OCR reward can be raised by larger text on an emptier scene; then colour entropy falls, and edges move into the text.
+Larger text on an emptier scene can raise an OCR reward. Colour entropy then falls, and the edges move into the text.
 """
 
 import math
@@ -8,14 +8,14 @@ import math
 import torch
 
 EDGE = 0.1  # step of luminance between neighbouring pixels that counts as an edge, of a range of 1
-BINS = 8  # a colour channel
+BINS = 8  # per colour channel
 
 
 def image_signals(images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Measures of images (B, 3, H, W) in [0, 1], each (B,) in [0, 1]; waits for no GPU.
+    """The signals of images (B, 3, H, W) in [0, 1]; each is (B,) in [0, 1]. The call does not wait for the GPU.
 
-    edge_density: share of pixels whose luminance differs from that of the next to the right or below by more than EDGE.
-    colour_entropy: of the histogram over BINS^3 colours, as a share of its largest possible value.
+    edge_density: share of the pixels whose luminance differs by more than EDGE from the pixel to the right or below.
+    colour_entropy: entropy of the histogram over BINS^3 colours, divided by its largest possible value.
     """
     images = images.detach().float()
     luminance = 0.299 * images[:, 0] + 0.587 * images[:, 1] + 0.114 * images[:, 2]  # Rec. 601, (B, H, W)

@@ -4,9 +4,9 @@ Resolution = int | tuple[int, int]  # a side, or (height, width), in pixels
 
 
 def image_size(resolution: Resolution) -> tuple[int, int]:
-    """(height, width) in pixels, of a side or of both.
+    """(height, width) in pixels. resolution: the side of a square, or (height, width).
 
-    Raises ValueError for what is neither.
+    Raises ValueError for anything else.
     """
     sides = tuple(resolution) if isinstance(resolution, list | tuple) else (resolution, resolution)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):

@@ -1,4 +1,4 @@
-"""What a terminal or a scheduler does to a run: signals, and a log that nobody reads any more."""
+"""Keeps a run whole when a terminal or a scheduler stops it by a signal, or closes the stream that it prints to."""
 
 import os
 import signal
@@ -9,19 +9,19 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, TextIO
 
-# Ctrl-C, a scheduler's or a service manager's end, a terminal that closes.
+# In order: Ctrl-C; the end by a scheduler or a service manager; a terminal that closes.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# A launcher passes its signal on to workers that got it, too: within this time, several count as one.
+# A launcher passes its signal on to workers that got it already, so signals within this time count as one.
 ONE_SIGNAL_SECONDS = 2.0
 
 
 class StopRequest:
-    """Within the context a first signal raises `requested`; one that comes later acts as it always does.
+    """Within the context the first signal sets `requested`. A later signal acts as it always does.
 
-    at_once: called beside the program, in a thread, when the first signal comes.
+    at_once: a thread calls it when the first signal comes.
 
-    The handler itself does next to nothing, since it may run in the middle of any statement: a thread says what happens.
-    Under nohup, which ignores SIGHUP, it stays ignored; a script's background job ignores SIGINT, which is heard.
+    The handler may run in the middle of any statement, so it does almost nothing; a thread prints what happens.
+    nohup ignores SIGHUP, and it stays ignored. A script's background job ignores SIGINT, but it is heard here.
     """
 
     def __init__(self, at_once: Callable[[], None] | None = None):
@@ -47,7 +47,7 @@ class StopRequest:
             signal.raise_signal(number)
 
     def _speak(self) -> None:
-        """Said at once, though the loop may ask only minutes later."""
+        """Print at once that the run will stop: the loop may look at `requested` only minutes later."""
         while not self._left.wait(0.1):
             if self.requested:
                 name = signal.Signals(self._number).name
@@ -67,12 +67,12 @@ class StopRequest:
 
 
 def keep_printing() -> None:
-    """From now on nothing that prints raises because stdout or stderr is gone: a closed terminal, the end of `| tee`."""
+    """From now on printing never raises because stdout or stderr is gone, as after a closed terminal or the end of `| tee`."""
     sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
 
 
 class LastingStream:
-    """A text stream whose words are lost where nothing takes them any more."""
+    """A text stream that drops its text, without an error, once the other end is gone."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -91,7 +91,7 @@ class LastingStream:
             self._give_up()
 
     def _give_up(self) -> None:
-        """What the stream still holds, and what libraries write past Python, goes nowhere; it does not fail again."""
+        """Send the rest of the stream, and what libraries write past Python, to /dev/null, so that nothing fails again."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)

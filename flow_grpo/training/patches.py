@@ -1,4 +1,4 @@
-"""Latents as the tokens that a transformer reads, and back."""
+"""Turns latents into the tokens that a transformer reads, and back."""
 
 import torch
 from torch import Tensor
@@ -20,5 +20,5 @@ def unpatchify(tokens: Tensor, token_grid: tuple[int, int], patch_size: int) -> 
 
 
 def places(*lengths: int, device: torch.device) -> Tensor:
-    """Every place (N, len(lengths)) of a grid with these lengths, row-major: what a rotary embedding reads."""
+    """The coordinates (N, len(lengths)) of every cell of a grid, row-major. A rotary embedding reads them."""
     return torch.cartesian_prod(*(torch.arange(length, device=device) for length in lengths))

@@ -1,4 +1,4 @@
-"""Prompt embeddings, each computed once: the frozen text encoders (T5 above all) answer the same prompt the same."""
+"""Caches prompt embeddings: the text encoders are frozen, and slow (T5 above all), so each prompt is encoded once."""
 
 import hashlib
 import logging
@@ -20,10 +20,11 @@ logger = logging.getLogger(__name__)
 class PromptCache:
     """Takes the place of a policy's `encode_prompts`.
 
-    encode: the policy's own. device: where it puts its embeddings. identity: whatever else the embeddings depend on, as a
-    text: the model's weights, length, precision.
-    max_bytes: of embeddings kept in CPU memory, the longest unused leave first. folder: where every prompt's embedding is
-    also written, one safetensors file each, shared by the processes of a run and by later runs; None: nowhere.
+    encode: the policy's own `encode_prompts`. device: where it puts its embeddings.
+    identity: a text of everything else that the embeddings depend on: the model's weights, the length, the precision.
+    max_bytes: how many bytes of embeddings CPU memory keeps; the longest unused leave first.
+    folder: where each embedding is also written, one safetensors file per prompt. The processes of a run and later runs
+        share it. None writes nothing.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class PromptCache:
     ):
         self._encode, self._device, self._identity = encode, device, identity
         self._max_bytes, self._folder = max_bytes, folder
-        self._kept: OrderedDict[str, PromptEmbeds] = OrderedDict()  # rows of one prompt, on the CPU
+        self._kept: OrderedDict[str, PromptEmbeds] = OrderedDict()  # {key: one row, on the CPU}
         self._num_bytes = 0
 
     def __call__(self, prompts: list[str]) -> PromptEmbeds:
@@ -45,11 +46,11 @@ class PromptCache:
         rows = {prompt: row for prompt in unique if (row := self._find(prompt)) is not None}
         for prompt in unique:
             if prompt not in rows:
-                # Alone: an encoder's last bit depends on its batch, and a resumed run would meet other company.
+                # One prompt at a time: the last bit depends on the batch, and a resumed run would have other batches.
                 rows[prompt] = self._encode([prompt]).map(lambda tensor: tensor.cpu().clone())
                 self._keep(prompt, rows[prompt])
                 self._write(prompt, rows[prompt])
-        # each row goes to the device once, and is repeated for siblings there
+        # Each row goes to the device once; siblings repeat it there.
         index = {prompt: row for row, prompt in enumerate(unique)}
         embeds = PromptEmbeds.cat(rows[prompt] for prompt in unique).map(self._to_device)
         return embeds[torch.tensor([index[prompt] for prompt in prompts])]
@@ -76,7 +77,7 @@ class PromptCache:
     def _write(self, prompt: str, embeds: PromptEmbeds) -> None:
         if (path := self._path(prompt)) is None:
             return
-        # whole or not at all, whoever else writes the same
+        # Written whole or not at all, even if another process writes the same file.
         temporary = path.with_suffix(f".{secrets.token_hex(4)}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +98,7 @@ class PromptCache:
 
 
 def _read(path: Path) -> PromptEmbeds | None:
-    """What a file holds; None where there is none, or it was cut short or damaged: its prompt is then encoded again."""
+    """The embedding in a file. None where the file is missing, cut short or damaged; the prompt is then encoded again."""
     try:
         with safe_open(path, "pt") as file:
             names, metadata = file.keys(), file.metadata() or {}

@@ -1,4 +1,4 @@
-"""From where a run goes on, and whether it still is the same run: its configuration, its model, its prompts."""
+"""Finds where a run goes on, and checks that it still is the same run: its configuration, its model, its prompts."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from typing import Any
 from flow_grpo.scorers import options_without_effect
 from flow_grpo.training.checkpoint import MANIFEST, Origin, checkpoint_name, damage_of, list_checkpoints
 
-# What a run may change when it goes on: how long it runs, what it writes and how often, in how much memory, and on how
-# many processes.
+# What a run may change when it goes on: how long it runs, what it writes and how often, how much memory it uses, and how
+# many processes it has.
 MAY_CHANGE = (
     "num_gpus",
     "batch_size",
@@ -35,9 +35,11 @@ MAY_CHANGE = (
 
 
 def find_checkpoint(run_dir: Path, resume_from: str) -> Path:
-    """The checkpoint that `resume_from` names: "latest" of the run's folder, the newest of another's, or one itself.
+    """The checkpoint that `resume_from` names.
 
-    Raises ValueError where there is none, and where it is damaged: it then names the file, and an older whole one.
+    resume_from: "latest" for the newest of the run's folder; another run's folder for the newest there; or a checkpoint.
+    Raises ValueError where there is none, and where it is damaged; the error then names the damaged file, and an older
+    checkpoint that is whole.
     """
     path = run_dir if resume_from == "latest" else Path(resume_from)
     if checkpoints := list_checkpoints(path):
@@ -57,7 +59,7 @@ def find_checkpoint(run_dir: Path, resume_from: str) -> Path:
 
 
 def check_branch(run_dir: Path, path: Path) -> None:
-    """Refuse to go on from an older checkpoint in a folder that holds a newer whole one: that one would be lost."""
+    """Refuse to go on from an older checkpoint where the folder holds a newer whole one, which would be lost."""
     for newer in reversed(list_checkpoints(run_dir)):
         if newer.resolve() == path.resolve():
             return
@@ -68,14 +70,14 @@ def check_branch(run_dir: Path, path: Path) -> None:
 
 
 def set_damaged_aside(run_dir: Path, epoch: int) -> None:
-    """Rename what is newer than the epoch that the run goes on from; `check_branch` found all of it damaged."""
+    """Rename the checkpoints newer than the epoch that the run goes on from. `check_branch` found all of them damaged."""
     for path in list_checkpoints(run_dir):
         if path.name > checkpoint_name(epoch):
             os.replace(path, path.with_name(f"{path.name}.damaged"))
 
 
 def saved_epoch(path: Path) -> int | None:
-    """The epoch that a checkpoint goes on with, before its weights are read; None where an earlier version did not say."""
+    """The epoch that a checkpoint goes on with, found without reading its weights. None where no file or name tells it."""
     if (path / MANIFEST).is_file():
         return json.loads((path / MANIFEST).read_text(encoding="utf-8"))["epoch"]
     found = re.fullmatch(r"checkpoint-(\d+)", path.name)
@@ -85,12 +87,13 @@ def saved_epoch(path: Path) -> int | None:
 def changed_fields(
     path: Path, config: dict[str, Any], defaults: dict[str, Any], identities: dict[str, str], origin: Origin
 ) -> dict[str, tuple[Any, Any]]:
-    """The fields that a run goes on with otherwise than the checkpoint: (in the checkpoint, now) by name.
+    """The fields that differ between the checkpoint and the run that goes on: {name: (in the checkpoint, now)}.
 
-    defaults: of today's program, for a field that the checkpoint's did not have. A field that only the checkpoint's had is
-    left out. identities: of the content that is known by now, as the checkpoint's origin has it; a folder may then be
-    another, as long as it holds the same.
-    Raises ValueError where that is more than MAY_CHANGE and `config["allow_changes"]`, naming those fields.
+    defaults: the program's present defaults, for fields that the checkpoint's version did not have. A field that only the
+        checkpoint's version had is left out.
+    identities: hashes of the content that is known by now. A path may change where the content has the same hash as in
+        `origin`.
+    Raises ValueError, with their names, where fields changed that neither MAY_CHANGE nor `config["allow_changes"]` holds.
     """
     saved = _comparable(json.loads((path / "config.json").read_text(encoding="utf-8")))
     current, known = _comparable(json.loads(json.dumps(config))), _comparable(json.loads(json.dumps(defaults)))
@@ -112,7 +115,7 @@ def changed_fields(
 
 
 def refuse_changes(path: Path, changed: dict[str, tuple[Any, Any]], allowed: str) -> None:
-    """Raises ValueError where a change is neither in MAY_CHANGE nor allowed, naming each."""
+    """Raise ValueError, with their names, where fields changed that are neither in MAY_CHANGE nor in `allowed`."""
     lines = [
         f"  {field}: {was!r} in the checkpoint, {now!r} now"
         for field, (was, now) in changed.items()
@@ -127,7 +130,7 @@ def refuse_changes(path: Path, changed: dict[str, tuple[Any, Any]], allowed: str
 
 
 def may_change(field: str) -> bool:
-    """Whether a resumed run may change the field without a word: one of MAY_CHANGE, or of a group there."""
+    """Whether a resumed run may change the field without asking: MAY_CHANGE holds the field, or its group."""
     return any(_covers(name, field) for name in MAY_CHANGE)
 
 
@@ -140,7 +143,7 @@ def _covers(name: str, field: str) -> bool:
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration by flat names, without what changes no number: a server's address, options of that kind."""
+    """A configuration by flat names, without the options that change no number, for instance a server's address."""
     rewards, options = dict(config.get("rewards", {})), dict(config.get("reward_options", {}))
     kept = {}
     for name, given in options.items():

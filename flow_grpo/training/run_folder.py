@@ -1,4 +1,4 @@
-"""A run's folder: found to be writable before anything is loaded, and one run's alone while it is used."""
+"""Claims a run's folder: checks that it can be written before anything is loaded, and locks it against other runs."""
 
 import errno
 import fcntl
@@ -14,9 +14,9 @@ LOCK = "run.lock"
 
 
 def claim(run_dir: Path) -> TextIO:
-    """Make the folder and lock it; it is free again when the file returned is closed, or its process ends in any way.
+    """Make the folder and lock it. The lock ends when the returned file is closed, or when the process ends in any way.
 
-    Raises ValueError where it cannot be written, and where another run holds it, naming that one's process.
+    Raises ValueError where the folder cannot be written, and where another run holds it; the error names its process.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Seeds that follow from numbers alone, so that a run can draw again what it drew.
+"""Makes seeds from numbers alone, so that a run can draw again what it drew.
 
-Each use has a domain of its own: the evaluation's noise is that of no rollout, whatever the numbers.
+Each use has its own domain. So an evaluation never has the noise of a rollout, whatever the numbers are.
 """
 
 from enum import IntEnum
@@ -12,10 +12,10 @@ import torch
 class Domain(IntEnum):
     """What a seed is for. The numbers are part of every seed: a new domain goes to the end."""
 
-    SHUFFLE = 0  # of the prompts
-    NOISE = 1  # of a rollout's samples
-    EVALUATION = 2  # noise of held-out prompts
-    WINDOW = 3  # of stochastic steps
+    SHUFFLE = 0  # the order of the prompts
+    NOISE = 1  # the noise of a rollout's samples
+    EVALUATION = 2  # the noise of held-out prompts
+    WINDOW = 3  # which steps of an epoch are stochastic
     CONTROL = 4  # maps made wrong on purpose
 
 
@@ -25,6 +25,6 @@ def seeded(domain: Domain, *numbers: int) -> torch.Generator:
 
 
 def sample_seed(domain: Domain, *numbers: int) -> int:
-    """Mix numbers (0 or more) into one 63-bit seed; neighbouring numbers give unrelated seeds (numpy's SeedSequence)."""
+    """Mix numbers (each >= 0) into one 63-bit seed with numpy's SeedSequence; close numbers give unrelated seeds."""
     (state,) = np.random.SeedSequence(domain, spawn_key=numbers).generate_state(1, np.uint64)
     return int(state) >> 1

@@ -1,4 +1,4 @@
-"""How a run starts: its folder claimed, its checkpoint found, and what it trains on held against what it began with."""
+"""Starts a run: claims its folder, finds its checkpoint, and checks that it trains on what it began with."""
 
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,14 +14,14 @@ from flow_grpo.training.identity import prompts_identity
 
 
 def dataset_identity(dataset: str) -> str:
-    """A hash of all prompts and metadata, for training and held out."""
+    """A hash of the prompts and metadata of both splits, train and test."""
     return prompts_identity(
         *((load_prompts(dataset, split), load_metadata(dataset, split)) for split in ("train", "test"))
     )
 
 
 def claimed_folder(config: ml_collections.ConfigDict, distributed: Distributed) -> TextIO | None:
-    """The lock of the run's folder, in the main process; a folder that is to be gone on with is not made."""
+    """The lock on the run's folder; None in the other processes. resume_from=latest does not create a missing folder."""
     run_dir, lock, failure = Path(config.run_dir), None, None
     if distributed.is_main and (config.resume_from != "latest" or run_dir.is_dir()):
         try:
@@ -35,7 +35,7 @@ def claimed_folder(config: ml_collections.ConfigDict, distributed: Distributed) 
 def found_checkpoint(
     config: ml_collections.ConfigDict, identities: dict[str, str], distributed: Distributed
 ) -> tuple[Path | None, Origin]:
-    """The checkpoint that the run goes on from, and what that says of its origin; the main process says so."""
+    """The checkpoint that the run goes on from, and the origin that it records. The main process prints which one it is."""
     run_dir = Path(config.run_dir)
     if not config.resume_from:
         if checkpoint.list_checkpoints(run_dir):
@@ -67,9 +67,10 @@ def known_origin(
     identities: dict[str, str],
     distributed: Distributed,
 ) -> Origin:
-    """The origin that the run's own checkpoints name, once its model is loaded.
+    """The origin that the run's own checkpoints will record. It needs the model's identity, so the model is loaded first.
 
-    Raises ValueError where processes have loaded different things, or a resumed run another model than it began with.
+    Raises ValueError where processes have loaded different models or prompts, and where a resumed run has another model
+    than it began with.
     """
     for rank, other in enumerate(distributed.gather_objects(identities)):
         for name in identities:
@@ -87,7 +88,7 @@ def known_origin(
 
 
 def _going_on(path: Path, changed: dict[str, tuple[Any, Any]]) -> str:
-    """What a resumed run says of itself."""
+    """The text that a resumed run prints about itself."""
     says = f"going on from {path}"
     if changed := {name: values for name, values in changed.items() if name != "resume_from"}:
         says += " with " + ", ".join(f"{name} {now} (was {was})" for name, (was, now) in changed.items())

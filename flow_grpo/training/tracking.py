@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go: metrics.jsonl and wandb. No other file says wandb."""
+"""Writes a run's numbers and pictures to its folder and to wandb. No other file says wandb."""
 
 import json
 import logging
@@ -24,12 +24,12 @@ from flow_grpo.training.samples import Sample, sheet
 
 logger = logging.getLogger(__name__)
 
-INIT_SECONDS = 30  # that a run waits for wandb's server at its start
-FINISH_SECONDS = 300  # and for the upload at its end; what is not uploaded then stays on disk
+INIT_SECONDS = 30  # how long a run waits for wandb's server at its start
+FINISH_SECONDS = 300  # and for the upload at its end; the rest stays on disk
 
 
 class Tracker(Protocol):
-    """Takes metrics under names like `rollout/reward_mean`, and samples to look at, by epoch."""
+    """Takes the metrics of each epoch, under names like `rollout/reward_mean`, and samples to look at."""
 
     def log(self, metrics: dict[str, float], epoch: int) -> None: ...
 
@@ -43,7 +43,7 @@ class Tracker(Protocol):
 
 
 class NullTracker:
-    """Drops everything: every process but the main one has it, so that the loop never asks."""
+    """Drops everything. Every process but the main one has it, so the loop never asks which process it is in."""
 
     def log(self, metrics: dict[str, float], epoch: int) -> None:
         pass
@@ -62,10 +62,10 @@ class NullTracker:
 
 
 class RunTracker:
-    """Writes metrics.jsonl, samples.jsonl, images/ and report.html in the run's folder; metrics and samples to wandb, too.
+    """Writes metrics.jsonl, samples.jsonl, images/ and report.html in the run's folder; wandb gets metrics and samples.
 
-    A resumed run continues the same wandb run; epochs that it repeats are dropped from metrics.jsonl first.
-    Nothing here ends a run: what cannot be written is warned of once, and left out from then on.
+    A resumed run continues the same wandb run. It first drops the epochs that it repeats from metrics.jsonl.
+    Nothing here ends a run. If something cannot be written, one warning says so, and it is left out from then on.
     """
 
     def __init__(self, run_dir: Path, project: str, config: dict[str, Any], first_epoch: int = 0):
@@ -85,9 +85,9 @@ class RunTracker:
         self._wandb.log(lambda _: row)
 
     def log_samples(self, name: str, samples: Sequence[Sample], epoch: int) -> None:
-        """Each sample's pictures and its line in samples.jsonl, and a sheet of all, images/NAME-EPOCH.png.
+        """Write the samples' pictures, their line in samples.jsonl, and a sheet of all of them, images/NAME-EPOCH.png.
 
-        In wandb their table stands under `name`, and the sheet beside it.
+        wandb shows a table of the samples under `name`, and the sheet beside it.
         """
         picture = sheet(samples)
         path = self._run_dir / "images" / f"{name.replace('/', '-')}-{epoch:06d}.png"
@@ -98,7 +98,7 @@ class RunTracker:
         rows = [sample.row() for sample in samples]
 
         def table(wandb) -> dict[str, Any]:
-            # wandb shows the table of one epoch at a time, and a picture's epochs by a slider
+            # wandb shows a table for one epoch at a time; for a picture it has a slider over the epochs.
             cells = [[_cell(wandb, value) for value in row.values()] for row in rows]
             return {"epoch": epoch, name: wandb.Table(list(rows[0]), cells), f"{name}_sheet": wandb.Image(picture)}
 
@@ -106,7 +106,7 @@ class RunTracker:
             self._wandb.log(table)
 
     def log_evaluation(self, values: Values, epoch: int) -> dict[str, float]:
-        """Keep what an evaluation measured of each prompt; the alarms that ring over it, said aloud, as metrics."""
+        """Store what an evaluation measured per prompt, and warn of the alarms that ring. Returns the alarms as metrics."""
         metrics = {}
         with self._warning_once():
             metrics, ringing = log_evaluation(self._run_dir, epoch, values)
@@ -115,10 +115,10 @@ class RunTracker:
         return metrics
 
     def report(self, defaults: dict[str, Any]) -> None:
-        """Write report.html, the run as one page. defaults: of the configuration, to show what differs."""
+        """Write report.html, the run as one page. defaults: the configuration's defaults; the page shows what differs."""
         try:
             write_report(self._run_dir / "report.html", [read_run(self._run_dir, defaults)])
-        except Exception as error:  # whatever is wrong with a page, it must not cost the run
+        except Exception as error:  # a page that fails, for any reason, must not end the run
             logger.warning("report.html cannot be written (%s: %s)", type(error).__name__, error)
 
     def finish(self, failed: bool = False) -> None:
@@ -126,7 +126,7 @@ class RunTracker:
 
     @contextmanager
     def _warning_once(self) -> Iterator[None]:
-        """A disk that is full, or gone, costs the rows that it does not take; a checkpoint would say so more loudly."""
+        """Where the disk is full or gone, warn once and lose the rows. A checkpoint, which matters more, raises instead."""
         try:
             yield
         except OSError as error:
@@ -136,10 +136,10 @@ class RunTracker:
 
 
 class _Wandb:
-    """A wandb run that may fail at any moment, and is then given up with one warning.
+    """A wandb run. It may fail at any moment; it is then given up, with one warning.
 
-    wandb's work is done by a process of its own, which a scheduler's signal or a full memory may end before the run. What
-    it raises then is of any kind, so that every Exception is caught here, around calls of wandb and nothing else.
+    wandb works in a process of its own. A scheduler's signal or a full memory may end that process before the run ends.
+    wandb may then raise any kind of error, so every Exception is caught here, but only around calls of wandb.
     """
 
     def __init__(self, run_dir: Path, project: str, config: dict[str, Any]):
@@ -157,18 +157,18 @@ class _Wandb:
             except Exception as error:
                 if mode != "online":
                     raise
-                # No network, a wrong key, a server that is down: all of it is on disk then, for a later upload.
+                # No network, a wrong key, or a server that is down: offline, the run lies on disk for a later upload.
                 failure, mode = error, "offline"
                 _tear_down(wandb)
                 self._run = _init_wandb(wandb, mode, settings)
-            # Charts over epochs, not over the number of calls.
+            # The x axis of the charts is the epoch, not the number of calls.
             self._run.define_metric("epoch")
             self._run.define_metric("*", step_metric="epoch")
         if self._run is not None:
             _announce(self._run, mode, run_dir, failure)
 
     def log(self, row: Callable[[ModuleType], dict[str, Any]]) -> None:
-        """row: gives what to log, made of wandb's own types."""
+        """Log a row. row: takes the wandb module and returns what to log, in wandb's own types."""
         with self._giving_up("during the run"):
             if self._run is not None:
                 self._run.log(row(self._module))
@@ -192,7 +192,7 @@ class _Wandb:
 
 
 def _wandb_mode(wandb: ModuleType) -> str:
-    """WANDB_MODE or `wandb offline` where they say something, else online where there is a key."""
+    """The mode that WANDB_MODE or `wandb offline` sets; without them, online if there is a key."""
     if mode := os.environ.get("WANDB_MODE"):
         return mode
     settings = wandb.setup().settings
@@ -225,7 +225,7 @@ def _tear_down(wandb: ModuleType | None) -> None:
     try:
         if wandb is not None:
             wandb.teardown()
-    except (Exception, SystemExit):  # the latter where its process was killed
+    except (Exception, SystemExit):  # wandb raises SystemExit where its process was killed
         pass
 
 
@@ -247,17 +247,17 @@ def _cell(wandb: ModuleType, value: Any) -> Any:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.jsonl; a line that a kill or a full disk cut short is passed over."""
+    """The rows of a run's metrics.jsonl. A line that a kill or a full disk cut short is skipped."""
     return read_rows(run_dir / METRICS)
 
 
 @contextmanager
 def _staged_in(folder: Path) -> Iterator[None]:
-    """Have wandb keep the pictures of a table there until they are uploaded, unless WANDB_DATA_DIR says where.
+    """Have wandb keep a table's pictures in `folder` until they are uploaded, unless WANDB_DATA_DIR names another place.
 
-    By default they lie in the home folder. An offline run's record names them by absolute path: `wandb sync` finds them
-    wherever the run's folder lies under the path it was written at, so over a shared disk too, and misses them in a copy
-    under another path.
+    By default wandb keeps them in the home folder. The record of an offline run holds their absolute paths. So `wandb sync`
+    finds them as long as the run's folder has its first path, also over a shared disk, but not in a copy under another
+    path.
     """
     if "WANDB_DATA_DIR" in os.environ:
         yield
@@ -270,7 +270,7 @@ def _staged_in(folder: Path) -> Iterator[None]:
 
 
 def _run_id(run_dir: Path) -> str:
-    """The wandb id of this folder's run, drawn once."""
+    """The wandb id of this folder's run. It is drawn once and stored."""
     path = run_dir / "wandb_id.txt"
     if not path.exists() or not path.read_text(encoding="utf-8").strip():
         path.write_text(secrets.token_hex(4), encoding="utf-8")
