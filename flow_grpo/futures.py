@@ -1,4 +1,4 @@
-"""Futures of scores: done at once, one made from another, several as one."""
+"""Helpers for futures: one that is done already, one that follows another, one that waits for several."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -7,20 +7,20 @@ from typing import Any
 
 
 def done(value: Any) -> Future:
-    """A future that holds a value already."""
+    """A future that already holds this value."""
     future = Future()
     future.set_result(value)
     return future
 
 
 def then(future: Future, function: Callable[[Any], Any]) -> Future:
-    """A future of function(the result); the function runs in the thread that finishes the first."""
+    """A future of function(result of `future`). The function runs in the thread that finishes `future`."""
     following = Future()
 
     def go_on(finished: Future) -> None:
         try:
             following.set_result(function(finished.result()))
-        except Exception as error:  # whatever it is, the one who waits raises it
+        except Exception as error:  # any error is raised where the result is awaited
             following.set_exception(error)
 
     future.add_done_callback(go_on)
@@ -28,7 +28,7 @@ def then(future: Future, function: Callable[[Any], Any]) -> Future:
 
 
 def all_of(futures: Sequence[Future]) -> Future:
-    """A future of the list of results, in order; it raises the error of the first in order that failed."""
+    """A future of the list of results, in order. If several fail, it raises the error of the first in the list."""
     together, lock, num_left = Future(), threading.Lock(), len(futures)
 
     def count(_: Future) -> None:

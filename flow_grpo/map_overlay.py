@@ -1,6 +1,6 @@
-"""Pictures of maps: an image with its map laid over it, sheets of many, and a figure that says what its colours mean.
+"""Pictures of maps: one image under its map, a sheet of many pictures, and a figure that explains its colours.
 
-numpy and Pillow alone.
+This file needs only numpy and Pillow.
 """
 
 import importlib.util
@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .score import MapKind
 
-# The colours of 0, 0.5 and 1. A reward map parts at its neutral 0.5: blue is bad, white neutral, red good. An importance
-# map has no middle: from dark to light.
+# The colours of 0, 0.5 and 1. In a reward map, blue is bad, white is neutral (0.5) and red is good. An importance map has
+# no neutral value: it goes from dark to light.
 COLORS = {
     "reward": ((40, 80, 200), (255, 255, 255), (200, 40, 40)),
     "importance": ((26, 18, 76), (214, 72, 84), (255, 238, 150)),
@@ -27,7 +27,7 @@ _MARGIN, _GAP = 16, 12  # pixels, of a figure
 class Panel(NamedTuple):
     """One map of an image: the scorer that made it, the image's reward, and the map (H, W) in [0, 1] with its kind.
 
-    valid: False where the scorer says that its map must not be used.
+    valid: False if the scorer says that its map must not be used.
     """
 
     scorer: str
@@ -42,7 +42,7 @@ class Panel(NamedTuple):
 
 
 def color_map(reward_map: np.ndarray, map_kind: MapKind = "reward") -> np.ndarray:
-    """A map (H, W) in [0, 1] as (H, W, 3) uint8, straight lines between the kind's COLORS."""
+    """A map (H, W) in [0, 1] as colours (H, W, 3) uint8, interpolated linearly between the kind's COLORS."""
     channels = zip(*COLORS[map_kind])
     colors = [np.interp(reward_map, (0, 0.5, 1), levels) for levels in channels]
     return np.stack(colors, axis=-1).round().astype(np.uint8)
@@ -51,13 +51,13 @@ def color_map(reward_map: np.ndarray, map_kind: MapKind = "reward") -> np.ndarra
 def overlay(
     image: np.ndarray, reward_map: np.ndarray, opacity: float = 0.6, map_kind: MapKind = "reward"
 ) -> np.ndarray:
-    """The map's colours over the greyed image (H, W, 3) uint8; map (H, W) in [0, 1]."""
+    """Lay the colours of a map (H, W) in [0, 1] over the image (H, W, 3) uint8, which is turned grey."""
     grey = image.mean(axis=2, keepdims=True)
     return (opacity * color_map(reward_map, map_kind) + (1 - opacity) * grey).round().astype(np.uint8)
 
 
 def sheet(tiles: Sequence[np.ndarray], labels: Sequence[str], columns: int, tile_size: int = 128) -> Image.Image:
-    """Tiles (H, W, 3) uint8 in rows, each with its label below; tile_size in pixels is their height on the sheet."""
+    """Tiles (H, W, 3) uint8 in rows, each with its label below. tile_size: their height on the sheet, in pixels."""
     width, height = tile_size * tiles[0].shape[1] // tiles[0].shape[0] + 4, tile_size + 20
     canvas = Image.new("RGB", (width * columns, height * -(-len(tiles) // columns)), "white")
     draw = ImageDraw.Draw(canvas)
@@ -70,9 +70,9 @@ def sheet(tiles: Sequence[np.ndarray], labels: Sequence[str], columns: int, tile
 
 
 def figure(image: np.ndarray, prompt: str, panels: Sequence[Panel], tile_size: int = 320) -> Image.Image:
-    """An image (H, W, 3) uint8 beside one overlay a panel: the prompt on top, names above, a colour bar and scores below.
+    """An image (H, W, 3) uint8 beside one overlay per panel. The prompt is on top, colour bars and scores are below.
 
-    tile_size: the tiles' longer side in pixels; a narrow tile's column is still as wide as its colour bar's words.
+    tile_size: the tiles' longer side in pixels. A column is at least as wide as the words of its colour bar.
     """
     small = ImageFont.load_default(size=13)
     prompt, large = drawable(prompt, size=17)
@@ -99,10 +99,10 @@ def figure(image: np.ndarray, prompt: str, panels: Sequence[Panel], tile_size: i
 
 
 def drawable(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
-    """The text as it can be drawn, and a font that has all of it.
+    """The text as it can be drawn, and the font to draw it with.
 
-    Pillow's font has Latin letters. For others DejaVu is taken, where matplotlib, which carries it, is installed. A character
-    that no font has is written as its code point, U+4F60 for instance: a box in its place would say nothing.
+    Pillow's own font has Latin letters. Other letters need DejaVu, which comes with matplotlib; it is used if matplotlib is
+    installed. A character that the font lacks is written as its code point, such as U+4F60: an empty box would say nothing.
     """
     fonts = [ImageFont.load_default(size=size)]
     package = importlib.util.find_spec("matplotlib")
@@ -110,17 +110,17 @@ def drawable(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
     if dejavu and dejavu.is_file():
         fonts.append(ImageFont.truetype(str(dejavu), size))
     lacking = [{char for char in set(text) if not _has_glyph(font, char)} for font in fonts]
-    best = min(range(len(fonts)), key=lambda i: len(lacking[i]))  # of equals the first
+    best = min(range(len(fonts)), key=lambda i: len(lacking[i]))  # the first one wins a tie
     return "".join(f"U+{ord(char):04X}" if char in lacking[best] else char for char in text), fonts[best]
 
 
 def _has_glyph(font: ImageFont.FreeTypeFont, char: str) -> bool:
-    # a font draws every character that it lacks alike, as it draws one that is none
+    # a font draws every character that it lacks like U+FFFF, which is not a character
     return char.isspace() or bytes(font.getmask(char)) != bytes(font.getmask("\uffff"))
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """The text in lines of at most `width` pixels, broken between words, or within one that is too long by itself."""
+    """The text in lines of at most `width` pixels. It breaks between words; only a word longer than a line is broken."""
     lines = [""]
     for word in text.split() or [""]:
         longer = f"{lines[-1]} {word}".lstrip()

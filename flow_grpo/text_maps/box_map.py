@@ -1,4 +1,4 @@
-"""Boxes -> map: quads filled, softened, and laid over a background, each with what its text is worth."""
+"""Boxes -> map: each text box is filled with its reward, gets soft edges, and is laid over a background."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..reward_map import blur_radius, gaussian_blur
 
-# Sigmas, in cells, from which a blur works on cells of several pixels: errors stay under 1% of a mask's height.
+# A wide blur works on cells of several pixels, whose sigma is at least this many cells: the error of a mask stays under 1%.
 _COARSE_SIGMA = 8
 
 
@@ -31,12 +31,15 @@ def blend_boxes(
     reward_bg: float,
     mask_sigma: float,
 ) -> Tensor:
-    """Lay L boxes with their rewards on a neutral background: reward_bg + mask * (reward_box - reward_bg).
+    """Lay L boxes with their rewards on a neutral background. Returns (H, W) fp32 for size = (H, W).
 
-    A box's mask is its filled quad under a Gaussian of sigma = mask_sigma * height of the box, and so are the borders
-    between its strips. Where several boxes overlap, reward_box is the mean of their rewards weighted by their masks, and
-    mask the largest of them: the same box twice changes nothing, and no value leaves the range of the rewards and the
-    background. Returns (H, W) fp32 for size = (H, W).
+        map   = reward_bg + mask * (reward_box - reward_bg)
+        mask  = the filled quad, blurred by a Gaussian of sigma
+        sigma = mask_sigma * height of the box, in pixels
+
+    The borders between a box's strips are blurred with the same sigma. Where several boxes overlap, reward_box is the mean
+    of their rewards, weighted by their masks, and mask is the largest of their masks. So giving a box twice changes nothing,
+    and every value lies in the range of the rewards and the background.
     """
     mask = torch.zeros(size)
     weight = torch.zeros(size)
@@ -44,7 +47,7 @@ def blend_boxes(
     bounds = [reward_bg]
     for quad, reward in zip(quads, rewards, strict=True):
         bounds += reward.rewards if isinstance(reward, Strips) else [float(reward)]
-        sigma = min(mask_sigma * line_height(quad), max(size))  # more would not show
+        sigma = min(mask_sigma * line_height(quad), max(size))  # a larger sigma would look the same
         rows, cols = _window(quad, size, margin=blur_radius(sigma))
         if rows.start >= rows.stop or cols.start >= cols.stop:
             continue  # outside the image
@@ -61,7 +64,7 @@ def blend_boxes(
 
 
 def fill_quad(quad: np.ndarray, rows: slice, cols: slice) -> Tensor:
-    """1 where a pixel's centre lies in the quad (even-odd rule, any orientation), 0 elsewhere.
+    """1 where the centre of a pixel lies in the quad, 0 elsewhere. Even-odd rule; corners in either direction.
 
     quad: (4, 2) corners (x, y) in pixels. rows, cols: the window of the image to fill. Returns (num_rows, num_cols) fp32.
     """
@@ -88,10 +91,10 @@ def line_height(quad: np.ndarray) -> float:
 
 
 def _strip_rewards(quad: np.ndarray, strips: Strips, rows: slice, cols: slice) -> Tensor:
-    """The reward of the strip that each pixel of the window lies in, or next to."""
+    """For each pixel of the window, the reward of the strip at its place along the line, or of the nearest strip."""
     y, x = _centres(rows, cols)
     (x0, y0), (x1, y1), (x2, y2), (x3, y3) = quad.tolist()
-    # distances from the left and the right edge, negative outside; where the two meet there is no share of the way
+    # distances from the left and the right edge, negative outside; where both are 0 the share is NaN, and becomes 0
     left = ((x - x0) * (y3 - y0) - (y - y0) * (x3 - x0)) / max(np.hypot(x3 - x0, y3 - y0), 1e-6)
     right = ((x1 - x) * (y2 - y1) - (y1 - y) * (x2 - x1)) / max(np.hypot(x2 - x1, y2 - y1), 1e-6)
     along = (left / (left + right)).nan_to_num(0)  # (num_rows, num_cols)
@@ -100,7 +103,7 @@ def _strip_rewards(quad: np.ndarray, strips: Strips, rows: slice, cols: slice) -
 
 
 def _soften(values: Tensor, sigma: float) -> Tensor:
-    """Blur (H, W) with a Gaussian of sigma pixels; a wide one on cells of several pixels, where it costs no more."""
+    """Blur (H, W) with a Gaussian of sigma pixels. A wide blur runs on cells of several pixels, so it costs no more."""
     step = int(sigma // _COARSE_SIGMA)
     if step < 2:
         return gaussian_blur(values[None], sigma)[0]
@@ -111,12 +114,12 @@ def _soften(values: Tensor, sigma: float) -> Tensor:
 
 
 def _centres(rows: slice, cols: slice) -> tuple[Tensor, Tensor]:
-    """y (num_rows, 1) and x (1, num_cols) of the pixels' centres."""
+    """The coordinates of the pixels' centres: y (num_rows, 1) and x (1, num_cols)."""
     return torch.arange(rows.start, rows.stop)[:, None] + 0.5, torch.arange(cols.start, cols.stop)[None, :] + 0.5
 
 
 def _window(quad: np.ndarray, size: tuple[int, int], margin: int) -> tuple[slice, slice]:
-    """Rows and columns of the image that a quad and `margin` pixels around it can touch; empty where outside."""
+    """Rows and columns of the image that a quad and `margin` pixels around it can touch; empty outside the image."""
     height, width = size
     left, top = np.clip(np.floor(quad.min(axis=0)) - margin, 0, (width, height)).astype(int).tolist()
     right, bottom = np.clip(np.ceil(quad.max(axis=0)) + margin, 0, (width, height)).astype(int).tolist()

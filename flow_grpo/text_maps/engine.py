@@ -1,4 +1,4 @@
-"""OCR engines behind one protocol: an image in, its lines of text out."""
+"""OCR engines behind one protocol: an engine takes an image and returns its lines of text."""
 
 import importlib.util
 import inspect
@@ -41,10 +41,10 @@ class TextLine:
     """A line of text that an engine read.
 
     quad: (4, 2) float32, corners (x, y) in pixels of the image, clockwise from the start of the line's top edge;
-        0 is the left or top edge of the first pixel. Anything that converts to it may be given.
+        0 is the left or top edge of the first pixel. Anything that numpy converts to this may be given.
     text: as recognised, neither normalised nor stripped.
     confidence: the engine's own, in [0, 1].
-    characters: those of the text, spaces included, in its order; None where the engine was not asked for them.
+    characters: the characters of the text in order, spaces included; None if the engine was not asked for them.
     """
 
     quad: np.ndarray
@@ -64,14 +64,14 @@ class TextLine:
 
 
 class OcrEngine(Protocol):
-    """Reads an image. A failure raises: no text and no answer are different things."""
+    """Reads an image. A failure raises an error: it must differ from an image without text."""
 
     def __call__(self, image: np.ndarray) -> list[TextLine]:
         """The lines of an image (H, W, 3), uint8 RGB, in the engine's reading order; empty where there is no text."""
 
 
-# For both engines, so that they find the same boxes. RapidOCR's own settings enlarge the short side to 736 pixels, which
-# costs a small image 30 times the time.
+# Both engines use these settings, so that they find the same boxes. RapidOCR's own settings enlarge the short side to 736
+# pixels, which makes a small image 30 times as slow.
 _DETECTOR = {
     "limit_type": "max",
     "thresh": 0.2,
@@ -85,14 +85,14 @@ _MAX_SIDE = 960  # PaddleOCR's own
 class RapidOcr:
     """RapidOCR with the PP-OCRv6-small weights that its wheel carries: no download, one CPU thread, safe in threads.
 
-    max_side: pixels; a larger image is shrunk to it for the detector, and read at its own size. The detector is two
-        thirds of the work at 512 pixels; what a smaller side costs stands in docs/ocr-rewards.md.
-    characters: also give each character's confidence and place; texts and confidences of the lines stay what they are.
-    Raises ImportError where the package is missing, FileNotFoundError where it came without these weights.
+    max_side: pixels. The detector sees a larger image shrunk to this side; the recogniser sees its own size. The detector
+        takes two thirds of the time at 512 pixels; docs/ocr-rewards.md says what accuracy a smaller side costs.
+    characters: also give each character's confidence and place. The lines' texts and confidences do not change.
+    Raises ImportError if the package is missing, and FileNotFoundError if it came without these weights.
     """
 
     def __init__(self, max_side: int = _MAX_SIDE, characters: bool = False):
-        # onnxruntime writes telemetry files unless told before its import
+        # onnxruntime writes telemetry files unless this is set before its import
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         try:
             import rapidocr
@@ -104,7 +104,7 @@ class RapidOcr:
             "Global.text_score": 0.0,  # doubtful lines too: their confidence is part of the reward
             "Global.use_cls": False,  # no orientation classifier, as in Flow-GRPO
             "Global.return_word_box": characters,
-            # no resizing and no padding before the detector's own: they differ from PaddleOCR's, and fail on a thin image
+            # the detector resizes by itself; RapidOCR's extra resizing differs from PaddleOCR's, and fails on thin images
             "Global.use_preprocess_img": False,
             "Global.use_vertical_padding": False,
             "EngineConfig.onnxruntime.intra_op_num_threads": 1,
@@ -118,7 +118,7 @@ class RapidOcr:
         }
         self._ocr = rapidocr.RapidOCR(params=params)
         self._characters = characters
-        # RapidOCR's own boxes drop the spaces but not their confidences, so that each word takes its neighbour's
+        # RapidOCR's own word boxes drop the spaces but keep their confidences, so words get each other's confidences
         self._ocr.cal_rec_boxes = _place_characters
 
     @staticmethod
@@ -130,7 +130,7 @@ class RapidOcr:
         return tuple(_weight_file(models / f"PP-OCRv6_{part}_small.onnx", install) for part in ("det", "rec"))
 
     def __call__(self, image: np.ndarray) -> list[TextLine]:
-        # no options here: those given to a call would stick to the object
+        # pass no options here: RapidOCR would keep them for later calls
         result = self._ocr(_bgr(image))
         if result.boxes is None:
             return []
@@ -146,9 +146,9 @@ class RapidOcr:
 class PpOcrV4(RapidOcr):
     """RapidOCR with the PP-OCRv4 weights that the rapidocr-onnxruntime wheel carries: a second reader, to check the first.
 
-    How independent it is: its networks are others than PP-OCRv6's and were trained two generations earlier, but by the same
-    group, on data that overlap, and the library's code around them is the same. It catches what only one set of weights
-    sees, and not what all of that family share. Options and errors are RapidOcr's.
+    How independent it is: partly. Its networks are not PP-OCRv6's and are two generations older. But the same group trained
+    them, on overlapping data, and the code around them is the same. It catches text that only one set of weights sees. It
+    does not catch errors that the whole family shares. Options and errors are RapidOcr's.
     """
 
     @staticmethod
@@ -160,12 +160,13 @@ class PpOcrV4(RapidOcr):
 
 
 class Tesseract:
-    """The program Tesseract, where it is installed: a second reader, to check the first.
+    """The program Tesseract, which must be installed: a second reader, to check the first.
 
     How independent it is: entirely. Its layout analysis, networks and training data (rendered text) share nothing with
-    PaddleOCR's. It is made for print: upright lines, plain grounds. What it does not read on a picture need not be wrong.
+    PaddleOCR's. It is made for print: upright lines on plain backgrounds. If it cannot read a picture, the text may still be
+    right.
     language: Tesseract's names, such as "eng" or "eng+deu".
-    Raises FileNotFoundError where the program is missing, ValueError where it does not have the language.
+    Raises FileNotFoundError if the program is missing, and ValueError if it does not have the language.
     """
 
     def __init__(self, language: str = "eng"):
@@ -179,12 +180,12 @@ class Tesseract:
 class PaddleOcr:
     """PaddleOCR 2.10 or 3.7, whichever is installed, without orientation classifier or unwarping, as in Flow-GRPO.
 
-    One CPU thread. Threads may share an engine; they take turns.
-    max_side: as RapidOcr's. runtime: "onnxruntime" or "paddle", what computes the models.
-    weights: a folder with the model folders `det` and `rec`, each with `inference.yml` and the runtime's model; None
-        takes what the rapidocr wheel carries (ONNX Runtime alone), or else what PaddleOCR itself downloads.
+    It computes in one CPU thread. Several threads may share an engine; they take turns.
+    max_side: as in RapidOcr. runtime: the library that computes the models, "onnxruntime" or "paddle".
+    weights: a folder with the model folders `det` and `rec`, each with `inference.yml` and the runtime's model. None
+        takes the weights of the rapidocr wheel (only with onnxruntime), or else lets PaddleOCR download its own.
     characters: PaddleOCR gives none, so True is an error.
-    Raises ImportError for a missing package, FileNotFoundError where no weights can be had.
+    Raises ImportError for a missing package, and FileNotFoundError if no weights can be found or downloaded.
     """
 
     def __init__(
@@ -204,7 +205,7 @@ class PaddleOcr:
         bgr = _bgr(image)
         with self._lock:
             lines = self._read_lines(bgr)
-        # a box in which nothing was read is no line, as in RapidOCR
+        # a box without any text is not a line, as in RapidOCR
         return _text_lines((*line, None) for line in lines if line[1].strip())
 
 
@@ -222,23 +223,24 @@ def _bgr(image: np.ndarray) -> np.ndarray:
 
 
 def _text_lines(lines: Iterable[tuple]) -> list[TextLine]:
-    """Lines of (quad, text, confidence, characters) as either engine gives them."""
-    # a mean of fp32 probabilities may pass 1 by rounding
+    """TextLines from the (quad, text, confidence, characters) that an engine gives."""
+    # rounding may lift a mean of fp32 probabilities above 1
     return [TextLine(_start_first(quad), text, min(float(score), 1.0), chars) for quad, text, score, chars in lines]
 
 
 def _start_first(quad: np.ndarray) -> np.ndarray:
-    """The corners of an upright box (4, 2), from where its text starts.
+    """The corners (4, 2) of an upright box, reordered so that the first one is where its text starts.
 
-    Both engines turn a box that is 1.5 times as high as wide by a quarter before they read it: its text runs down.
+    Both engines take the text of a box to run down if the box is at least 1.5 times as high as wide. They turn such a box
+    by a quarter before they read it.
     """
     quad = np.asarray(quad, dtype=np.float32)
-    top, right, bottom, left = np.linalg.norm(np.roll(quad, -1, axis=0) - quad, axis=1).astype(int)  # as they round
+    top, right, bottom, left = np.linalg.norm(np.roll(quad, -1, axis=0) - quad, axis=1).astype(int)  # rounds as they do
     return np.roll(quad, -1, axis=0) if max(right, left) >= 1.5 * max(top, bottom) else quad
 
 
 def _place_characters(crops, boxes, recognised, single):
-    """Stands in for RapidOCR's word boxes: each character of each line, with its confidence and its (start, end)."""
+    """Replaces RapidOCR's word boxes: gives each character of each line, with its confidence and its (start, end)."""
     recognised.word_results = [
         list(zip(text, words.confs, _extents(text, sum(words.word_cols, []), words.line_txt_len), strict=True))
         for text, words in zip(recognised.txts, recognised.word_results, strict=True)
@@ -249,8 +251,8 @@ def _place_characters(crops, boxes, recognised, single):
 def _extents(text: str, columns: list[int], num_columns: float) -> list[tuple[float, float]]:
     """Where each character of a line begins and ends, as shares of the line.
 
-    columns: the recogniser's (CTC) for each character that is no space, of num_columns over the line. A character reaches
-    half-way to its neighbours; spaces, whose columns are not given, stand evenly between theirs.
+    columns: the recogniser's (CTC) column of each character that is not a space; the line has num_columns of them. A
+    character reaches half-way to its neighbours. Spaces have no column; they are spread evenly between their neighbours.
     """
     order = np.arange(len(text))
     seen = [not character.isspace() for character in text]
@@ -270,9 +272,9 @@ _ENGINES: dict[str, Callable[..., OcrEngine]] = {
 
 
 def make_engine(engine: str | OcrEngine, **options) -> OcrEngine:
-    """An engine by its name, built now with its class's options; an OcrEngine is returned as it is.
+    """Build an engine from its name and its class's options. An OcrEngine is returned as it is.
 
-    Raises ValueError for an unknown name or option, ImportError where the engine's package is missing.
+    Raises ValueError for an unknown name or option, and ImportError if the engine's package is missing.
     """
     if callable(engine):
         if options:

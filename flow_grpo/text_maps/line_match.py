@@ -1,8 +1,9 @@
 """Lines of text -> targets: which line shows which part of which target, and how well.
 
-A target may be broken into several lines. It is then shown by lines in reading order, each of which stands for a span of
-the target; spans follow one another, begin and end where a line may break, and together are the whole target. So a word
-that no line shows counts against its neighbour, and a lone letter stands for, and lacks, all the rest of its span.
+A target may be broken into several lines. Then lines in reading order show it, and each line stands for a span of the
+target. The spans follow one another, begin and end where a line may break, and together are the whole target. So a word
+that no line shows belongs to the span of a neighbouring line, and lowers that line's similarity. A single letter stands for
+a whole span, and lacks the rest of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,13 +23,13 @@ from .targets import Normalisation, normalise, similarity
 class LineMatch:
     """What an image's L lines are worth against its T targets.
 
-    spans: L, the part of a target that the line stands for, normalised; None for extra text, which matches nothing.
-    box_rewards: (L,) confidence * similarity of each line with its span; 0 for extra text.
-    repeats: (L,) in [0, 1], how much extra text looks like another attempt at a target; 0 for a line that has its span.
-    reward, similarity, confidence: the mean over targets, in [0, 1]. For a target they are the means of its lines' box
-        rewards, similarities and confidences, weighted by length (of the line or its span, the longer): of a single line
-        its own. 0 for a target without a line. The reward is lower where attempts are repeated (`match_lines`).
-    exact: the share of targets that their lines spell without an error.
+    spans: for each line, the part of a target that it stands for, normalised; None for extra text, which matches no target.
+    box_rewards: (L,), confidence * similarity of each line with its span; 0 for extra text.
+    repeats: (L,) in [0, 1], how much extra text looks like another attempt at a target; 0 for a line that has a span.
+    reward, similarity, confidence: means over the targets, in [0, 1]. A target's value is the weighted mean over its lines
+        of box reward, similarity or confidence; the weight is the length of the line or of its span, whichever is longer.
+        A target without a line has 0. Repeated attempts lower the reward (`match_lines`).
+    exact: the share of targets whose lines spell them without an error.
     missing: the share of targets without a line.
     """
 
@@ -48,20 +49,23 @@ def match_lines(
     normalisation: Normalisation = "flow_grpo",
     repeat_penalty: float = 0.0,
 ) -> LineMatch:
-    """Give each target the lines that show it best, no line to two targets.
+    """Give each target the lines that show it best. No line goes to two targets.
 
     targets: at least one, as written, not empty once normalised. The order of lines and of targets does not matter.
-    While there are lines every target gets one, be it without a letter in common: a failed attempt, to be blamed. What
-    remains is extra text.
+    Every target gets a line as long as lines are left, even a line that shares no letter with it: such a line is a failed
+    attempt, and takes the blame. The lines that remain are extra text.
 
-    One target gets its best rendering of all. Several get one line each by Hungarian matching, of the largest sum of rewards;
-    then, best first, a target gets its best rendering in several lines where that makes the sum larger (a greedy choice).
+    A single target gets its best rendering. Several targets first get one line each, by the Hungarian matching with the
+    largest sum of rewards. Then the targets take turns, best first. A target gets its best rendering in several lines if
+    that makes the sum larger (a greedy choice).
 
-    repeat_penalty: in [0, 1], the share of a target's reward that repeated attempts at it cost. An extra line repeats a part of
-    the target by r = (its similarity with the part / that of the part's own line)**2, at most 1. With n characters in the
-    target's own lines and m, weighted by r, in those that repeat them:
+    repeat_penalty: in [0, 1], the share of a target's reward that repeated attempts at it cost. An extra line may repeat a
+    part of a target that another line, the part's own, stands for:
 
-        reward = (mean of its own lines) * (1 - repeat_penalty * m / (n + m))
+        r      = min(1, similarity of the extra line with the part / similarity of the part's own line) ** 2
+        n      = length of the target's own lines, each counted as the longer of the line and its span
+        m      = length of the extra lines that repeat its parts, each multiplied by its r
+        reward = (mean of the target's own lines) * (1 - repeat_penalty * m / (n + m))
     """
     order = reading_order(lines)
     ordered = [lines[i] for i in order]
@@ -72,7 +76,7 @@ def match_lines(
     for part in (part for rendering in renderings for part in rendering):
         spans[order[part.line]] = part.span
         box_rewards[order[part.line]] = part.reward
-    repeated = [0.0] * len(targets)  # characters of each target's further attempts
+    repeated = [0.0] * len(targets)  # m: characters in the further attempts at each target, weighted by r
     for i, text in enumerate(texts):
         if spans[order[i]] is None:
             target, resemblance = _repeats(text, renderings)
@@ -103,7 +107,7 @@ def _mean(rendering: Rendering, value: Callable[[Part], float]) -> float:
 
 
 def _repeats(text: str, renderings: Sequence[Rendering]) -> tuple[int, float]:
-    """The target that an extra line's text repeats a part of, and how much it does, in [0, 1]."""
+    """Which target an extra line repeats a part of (its index), and how much it repeats it, in [0, 1]."""
     best = (0, 0.0)
     for target, rendering in enumerate(renderings):
         for part in rendering:
@@ -116,11 +120,11 @@ def _repeats(text: str, renderings: Sequence[Rendering]) -> tuple[int, float]:
 def _assign(
     lines: Sequence[TextLine], texts: Sequence[str], targets: Sequence[str], normalisation: Normalisation
 ) -> list[Rendering]:
-    """A rendering of each target by lines given in reading order, with their normalised texts.
+    """Find a rendering of each target. The lines come in reading order, with normalised texts.
 
     1. Every target gets one line, as a whole, by Hungarian matching.
-    2. The targets take turns, the one with the best rendering in several lines first. It keeps that rendering where the
-       sum of all rewards, with the other targets matched anew on the lines that are left, grows by it.
+    2. The targets take turns; the one with the best rendering in several lines is first. The other targets are matched
+       anew with the lines that are left. The target keeps its rendering if the sum of all rewards grows.
 
     Worked example. Targets "BIG SALE" and "HUT", lines "BIG", "SALE" and "HUT", confidences 1. First "BIG SALE" gets "SALE"
     (4/7) and "HUT" its own (1): 11/7. Then "BIG SALE" takes "BIG" and "SALE" (1), which leaves "HUT" its line: 2.
@@ -148,7 +152,7 @@ def _assign(
 def _match_whole(
     candidates: Sequence[TargetLines], targets: Sequence[int], lines: Sequence[int], areas: np.ndarray
 ) -> dict[int, Rendering]:
-    """Hungarian matching of these targets, each as a whole, with a line each while there are any.
+    """Match each of these targets, as a whole, with one line (Hungarian matching). Some get none if lines are too few.
 
     Raises ImportError where scipy is not installed.
     """

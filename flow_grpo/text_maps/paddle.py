@@ -1,7 +1,7 @@
-"""PaddleOCR 2.10 and 3.7 behind one call, with weights from wherever they can be had.
+"""PaddleOCR 2.10 and 3.7 behind one call. The weights come from a folder, the rapidocr wheel, or a download.
 
-The two releases share a name and little else: other arguments, other results, other files for a model. `engine`
-makes an engine of this; nothing here knows a line of text.
+The two releases share little besides their name: the arguments, the results and a model's files all differ. `engine` builds
+an OcrEngine from this file; this file does not know `TextLine`.
 """
 
 import importlib.util
@@ -21,29 +21,29 @@ import numpy as np
 ReadLines = Callable[[np.ndarray], list[tuple[np.ndarray, str, float]]]
 
 PARTS = {"det": "text_detection", "rec": "text_recognition"}
-MODELS = {"det": "PP-OCRv6_small_det", "rec": "PP-OCRv6_small_rec"}  # the wheel's, and what 3.7 is told to download
+MODELS = {"det": "PP-OCRv6_small_det", "rec": "PP-OCRv6_small_rec"}  # in the wheel; 3.7 is told to download them
 MODEL_FILE = {"onnxruntime": "inference.onnx", "paddle": "inference.pdiparams"}
 INSTALL = 'pip install "flow-grpo-maps[paddleocr]"'
 
 
 def load_paddleocr(runtime: str, weights: str | Path | None, detector: dict) -> ReadLines:
-    """The installed PaddleOCR, on one CPU thread: no orientation classifier, no unwarping, no line left out.
+    """The installed PaddleOCR, on one CPU thread. It has no orientation classifier and no unwarping, and keeps every line.
 
-    runtime: "onnxruntime" or "paddle", what computes the models.
-    weights: a folder with the model folders `det` and `rec`, each as PaddleOCR publishes it for the runtime; None takes
-        what the rapidocr wheel carries (ONNX Runtime), or else what PaddleOCR itself downloads.
+    runtime: the library that computes the models, "onnxruntime" or "paddle".
+    weights: a folder with the model folders `det` and `rec`, each as PaddleOCR publishes it for the runtime. None takes the
+        weights of the rapidocr wheel (only with onnxruntime), or else lets PaddleOCR download its own.
     detector: limit_type, limit_side_len, thresh, box_thresh, unclip_ratio, use_dilation.
-    Raises ImportError for a missing package or an unknown release, FileNotFoundError where no weights can be had.
+    Raises ImportError for a missing package or an unknown release, FileNotFoundError if there are no weights.
     """
     if runtime not in MODEL_FILE:
         raise ValueError(f"runtime must be one of {', '.join(MODEL_FILE)}, got {runtime!r}")
-    # onnxruntime writes telemetry files unless told before its import
+    # onnxruntime writes telemetry files unless this is set before its import
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     load = _loader()
     _require(runtime)
     needed = ["inference.yml", MODEL_FILE[runtime]]
     if runtime == "paddle" and load is _load_2:
-        # 2.10 reads inference.json as well, but downloads anew where this is missing
+        # 2.10 can read inference.json, but downloads a model again if this file is missing
         needed.append("inference.pdmodel")
     with model_folders(runtime, weights, needed, detector) as folders:
         return load(runtime, folders, detector)
@@ -71,12 +71,12 @@ def _require(package: str):
         install = 'pip install "paddlepaddle==3.2.2"' if package == "paddle" else INSTALL
         raise ImportError(f'the "paddleocr" engine needs {package}: {install}') from error
     finally:
-        logging.root.handlers[:] = handlers  # Paddle configures the root logger as it is imported
+        logging.root.handlers[:] = handlers  # importing Paddle changes the root logger
 
 
 def _load_3(runtime: str, folders: dict[str, Path], detector: dict) -> ReadLines:
     paddleocr = _require("paddleocr")
-    logging.getLogger("paddlex").setLevel(logging.CRITICAL)  # it announces every model; what fails is raised as well
+    logging.getLogger("paddlex").setLevel(logging.CRITICAL)  # it logs every model; failures are raised anyway
     options = {f"text_det_{name}": value for name, value in detector.items() if name != "use_dilation"}
     for part, task in PARTS.items():
         options[f"{task}_model_name"] = _config(folders[part])["Global"]["model_name"] if folders else MODELS[part]
@@ -109,7 +109,7 @@ def _load_3(runtime: str, folders: dict[str, Path], detector: dict) -> ReadLines
 
 
 def _load_2(runtime: str, folders: dict[str, Path], detector: dict) -> ReadLines:
-    _require("paddle")  # 2.10 imports it whatever computes the models
+    _require("paddle")  # 2.10 always imports it, even when onnxruntime computes the models
     paddleocr = _require("paddleocr")
     options = {f"det_{name}": detector[name] for name in ("limit_type", "limit_side_len")}
     options |= {f"det_db_{name}": detector[name] for name in ("thresh", "box_thresh", "unclip_ratio")}
@@ -150,7 +150,7 @@ def _load_2(runtime: str, folders: dict[str, Path], detector: dict) -> ReadLines
 def model_folders(
     runtime: str, weights: str | Path | None, needed: list[str], detector: dict
 ) -> Iterator[dict[str, Path]]:
-    """The folders of the detector and the recogniser while they are loaded; empty where PaddleOCR is to download."""
+    """The folders of the detector and the recogniser while they are loaded. Empty if PaddleOCR must download them."""
     if weights is not None:
         folders = {part: Path(weights) / part for part in PARTS}
         missing = [
@@ -164,7 +164,7 @@ def model_folders(
     if not wheel:
         yield {}
         return
-    # Written anew each time, 30 MB in 0.1 s: a folder of its own cannot be stale, nor half written by a neighbour.
+    # Written anew each time (30 MB in 0.1 s): a private folder is never out of date or half written by another process.
     with TemporaryDirectory(prefix="flow-grpo-ocr-") as scratch:
         folders = {part: Path(scratch, part) for part in PARTS}
         for part, folder in folders.items():
@@ -185,7 +185,7 @@ def _wheel_weights() -> dict[str, Path]:
 
 
 def _wheel_config(part: str, model: Path, detector: dict) -> dict:
-    """What PaddleOCR's `inference.yml` says of such a model; the recogniser's characters stand in the ONNX file."""
+    """The content of PaddleOCR's `inference.yml` for such a model. The recogniser's characters come from its ONNX file."""
     if part == "det":
         transforms = [
             {"DetResizeForTest": {name: detector[name] for name in ("limit_type", "limit_side_len")}},
@@ -210,7 +210,7 @@ def _config(folder: Path) -> dict:
 
 
 def _can_download_2() -> bool:
-    """Whether 2.10 has its weights or finds their host: it would wait for it without a limit."""
+    """Whether 2.10 has its weights or can reach their host. Without this check it would wait for the host forever."""
     import requests
 
     if Path(os.environ.get("PADDLE_OCR_BASE_DIR", "~/.paddleocr"), "whl").expanduser().is_dir():

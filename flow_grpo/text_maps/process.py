@@ -1,9 +1,9 @@
-"""An OCR engine in a process of its own: one that crashes, hangs or is stopped takes nothing else with it.
+"""An OCR engine in a process of its own: if the engine crashes, hangs or is stopped, the caller goes on.
 
-The process is a fresh interpreter with one thread per library. It ignores Ctrl-C and ends with its parent, however that ends.
-It runs neither the caller's script nor torch, which is why no library's pool of spawned workers stands here: pebble's workers
-took 1.9 s to start and 327 MiB each where these took 0.8 s and 145 MiB, and a script without `if __name__ == "__main__"` would
-run again in each of them.
+The process is a fresh interpreter with one thread per library. It ignores Ctrl-C, and it ends when its parent ends, for
+whatever reason. It does not import torch, and does not run the caller's script. This is why we do not use a library's pool of
+spawned workers. pebble's workers took 1.9 s to start and 327 MiB each; ours took 0.8 s and 145 MiB. A caller's script without
+`if __name__ == "__main__"` would also run again in each worker of a pool.
 """
 
 import os
@@ -24,15 +24,15 @@ import numpy as np
 from .engine import OcrEngine, TextLine, make_engine
 
 BUILD_TIMEOUT = 600.0  # seconds; an engine may download its weights first
-REBUILD_TIMEOUT = 120.0  # and has them afterwards
-NUM_BUILDS = 3  # of which the last may fail too, before a process counts as lost
+REBUILD_TIMEOUT = 120.0  # a second build finds the weights on the disk
+NUM_BUILDS = 3  # the engine counts as lost once this many builds in a row have failed
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), "1"
 )
 
 
 class EngineLost(RuntimeError):
-    """No process with the engine can be had any more, whatever the image."""
+    """No process can run the engine any more. The image is not the cause."""
 
 
 class ProcessEnded(RuntimeError):
@@ -42,8 +42,8 @@ class ProcessEnded(RuntimeError):
 class EngineProcess:
     """An OcrEngine that runs elsewhere. Calls come from one thread at a time; `close` may come from any.
 
-    engine: what make_engine takes, with its options; an object must be picklable, of a class that can be imported.
-    timeout: seconds for an image; a process that takes longer is ended.
+    engine, options: as make_engine takes them. An OcrEngine must be picklable, and its class importable.
+    timeout: seconds per image; a process that takes longer is ended.
     Raises ValueError where the engine cannot be pickled.
     """
 
@@ -56,12 +56,14 @@ class EngineProcess:
                 "give a name, an object of a class at the top of a module, or num_workers=0"
             ) from error
         self._timeout = timeout
-        self._lock = threading.Lock()  # of _process and _closed: `close` must not miss a process that is being started
+        self._lock = (
+            threading.Lock()
+        )  # guards _process and _closed: `close` must not miss a process that is being started
         self._closed = False
         self._start()
 
     def wait_until_built(self, timeout: float = BUILD_TIMEOUT) -> None:
-        """Raise what make_engine raised over there; ProcessEnded where there is no answer."""
+        """Wait. Raises the error that make_engine raised in the process, or ProcessEnded if no answer comes."""
         if not self._built:
             error = self._exchange(self._recipe, timeout)
             if error is not None:
@@ -70,10 +72,10 @@ class EngineProcess:
             self._built = True
 
     def prepare(self) -> None:
-        """Have a process that is alive and built, a fresh one where the last one ended.
+        """Make sure that a process is alive and has built its engine. Starts a fresh one if the last one ended.
 
-        Raises EngineLost where a fresh process cannot build the engine, or each of NUM_BUILDS ended meanwhile, or this was
-        closed.
+        Raises EngineLost if a fresh process cannot build the engine, if NUM_BUILDS processes in a row ended while they
+        built it, or if this object was closed.
         """
         for attempt in range(NUM_BUILDS):
             try:
@@ -84,7 +86,7 @@ class EngineProcess:
                 return
             except EngineLost:
                 raise
-            except Exception as error:  # whatever keeps a process from starting is not the image's fault
+            except Exception as error:  # a process that cannot start is never the image's fault
                 if attempt == NUM_BUILDS - 1 or not isinstance(error, ProcessEnded):
                     raise EngineLost("an OCR worker ended and could not be replaced") from error
 
@@ -104,7 +106,7 @@ class EngineProcess:
         return self._closed
 
     def close(self) -> None:
-        """End the process for good, in the middle of an image if need be."""
+        """End the process for good, even in the middle of an image."""
         with self._lock:
             self._closed = True
             _cut_off(self._process, self._socket)
@@ -112,7 +114,7 @@ class EngineProcess:
 
     def _start(self) -> None:
         search_path = os.pathsep.join(map(os.path.abspath, sys.path))
-        # SAFEPATH: the parent's path, and not the working directory before it
+        # SAFEPATH: use the parent's search path, without the working directory in front
         environment = os.environ | ONE_THREAD | {"PYTHONPATH": search_path, "PYTHONSAFEPATH": "1"}
         self._built = False
         with self._lock:
@@ -120,9 +122,9 @@ class EngineProcess:
                 raise EngineLost("the reader was closed")
             self._socket, theirs = socket.socketpair()
             self._connection = Connection(os.dup(self._socket.fileno()))
-            with theirs:  # closed here: the process alone holds it, so that its end is the end of the connection
+            with theirs:  # closed here, so that only the process holds it: when it ends, the connection ends
                 command = [sys.executable, "-m", __spec__.name, str(theirs.fileno())]
-                # before the first line that it runs, Ctrl-C is not for it
+                # blocks Ctrl-C for the process before it runs its first line
                 mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
                 try:
                     self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
@@ -130,10 +132,10 @@ class EngineProcess:
                     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _exchange(self, message: bytes, timeout: float) -> Any:
-        """Send a message and give its answer; one deadline holds for both.
+        """Send a message and return its answer. One deadline holds for both.
 
-        A process that is stopped reads nothing, and may stop in the middle of its answer: sending and receiving both wait
-        for it, until it is cut off.
+        A stopped process reads nothing, and it may stop in the middle of its answer. So sending and receiving may both
+        block, until the deadline cuts the process off.
         """
         begun = time.monotonic()
         timer = threading.Timer(timeout, _cut_off, [self._process, self._socket])
@@ -161,26 +163,26 @@ class EngineProcess:
 
 def _cut_off(process: subprocess.Popen, connection: socket.socket) -> None:
     process.kill()
-    # whoever waits for the process goes on, even where it cannot die yet (frozen, or waiting for a disk)
+    # the waiting thread goes on, even if the process cannot die yet (frozen, or waiting for a disk)
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
 
 def _wait(process: subprocess.Popen) -> int | None:
-    """The exit status of a process that was killed; None where it cannot die yet."""
+    """The exit status of a killed process; None if it cannot die yet."""
     with suppress(subprocess.TimeoutExpired):
         return process.wait(timeout=5.0)
     return None
 
 
 def serve(connection: Connection) -> None:
-    """What the process does: build the engine, then read image after image; answers are lines, or the exception."""
+    """The process's main loop: build the engine, then read image after image. Answers are lines, or the exception."""
     inbox = queue.SimpleQueue()
     threading.Thread(target=_receive_all, args=(connection, inbox), daemon=True).start()
     try:
         engine, options = _rebuilt(inbox.get())
         engine = make_engine(engine, **options)
-    except Exception as error:  # whatever it is, the parent raises it
+    except Exception as error:  # any error is sent to the parent, which raises it
         connection.send_bytes(_pickled(error))
         return
     connection.send(None)
@@ -194,7 +196,7 @@ def serve(connection: Connection) -> None:
 
 
 def _receive_all(connection: Connection, inbox: queue.SimpleQueue) -> None:
-    """In a thread, so that the parent's end is noticed, and is the end, even while the engine works."""
+    """Runs in a thread, so that the process notices the parent's end, and ends too, even while the engine works."""
     with suppress(EOFError, OSError):
         while True:
             inbox.put(connection.recv_bytes())
@@ -212,7 +214,7 @@ def _rebuilt(recipe: bytes) -> tuple[str | OcrEngine, dict[str, Any]]:
 
 
 def _pickled(error: Exception) -> bytes:
-    """An exception as the parent can raise it: itself, or its name and message where it cannot travel."""
+    """An exception as the parent can raise it: itself, or its name and message if it cannot be pickled."""
     try:
         travelling = pickle.dumps(error)
         pickle.loads(travelling)

@@ -1,22 +1,22 @@
-"""The quoted texts of a prompt, and quotes that cannot be paired. Time and memory are linear in the prompt's length."""
+"""Find the quoted texts of a prompt, and quotes that cannot be paired. Time and memory grow linearly with the prompt."""
 
 import re
 from typing import NamedTuple
 
-# Each pair of double quotes is taken as it stands. \" does not close a straight one while another quote follows that could,
-# and where a whole prompt was escaped, \" opens and \" closes.
+# Each kind of double quote has its own closing quote. \" does not close a straight quote if a later quote can close it. In a
+# prompt that was escaped as a whole, \" opens and \" closes.
 _DOUBLE_QUOTED = re.compile(
     r'\\"((?:[^"\\]|\\(?!"))*)\\"|"((?:[^"\\]|\\"?)*)"|“([^“”]*)”|„([^„“”]*)[“”]|«([^«»]*)»|「([^「」]*)」|『([^『』]*)』'
 )
 _DOUBLE_QUOTE = re.compile(r'\\?"|[“”„«»「」『』]')
-# After a digit, where no quote is open: 24" wide, 12"x18", 24”.
+# What follows an inch mark, which stands after a digit while no quote is open: 24" wide, 12"x18", 24”.
 _INCHES = re.compile(r"$|[\s,.;:!?)\]/×–—-]|x\d")
-# A quote between white space and a letter can only open, one between a letter and white space only close.
+# A quote between white space and a letter can only open; a quote between a letter and white space can only close.
 _OPENS = re.compile(r'(?:^|(?<=[\s(\[]))"(?=\w)')
 _CLOSES = re.compile(r'(?<=\w)"(?=\s)')
 
-# A single quote opens only before and closes only after a word ("dogs' bowl", "don't"), and not where it stands for left
-# out letters ("rock 'n' roll", "the '90s").
+# A single quote opens only before a word and closes only after a word, so "don't" has none. It does not open where it
+# stands for omitted letters ("rock 'n' roll", "the '90s").
 _LEFT_OUT = r"(?:\d\ds|tis|twas|til|em|cause)\b"
 _ELISION = rf"(?!n['’]|{_LEFT_OUT}(?!['’]))"
 _SINGLE_OPENS = re.compile(rf"(?<!\w)(?:'{_ELISION}|‘)(?=\S)")
@@ -28,17 +28,18 @@ _POSSESSIVE = re.compile(r"(?:[sSzZ\d]|in)$")
 
 
 class Quoted(NamedTuple):
-    """targets: the quoted spans of a prompt, in order. fault: what about its quotes is in doubt, or None."""
+    """targets: the quoted spans of a prompt, in order. fault: what is wrong or unclear about its quotes, or None."""
 
     targets: list[str]
     fault: str | None
 
 
 def quoted_targets(prompt: str) -> list[str]:
-    r"""The quoted spans of a prompt, in order, stripped, blank ones left out, and \" inside them as a plain ".
+    r"""The quoted spans of a prompt, in order and stripped. Blank spans are left out, and \" inside a span becomes ".
 
-    Quotes are "...", “...”, „...“, „...”, «...», 「...」 and 『...』; only a prompt without any of those is searched for '...'
-    and ‘...’, so that an apostrophe never opens a target. A straight quote after a digit is an inch mark where none is open.
+    Quotes are "...", “...”, „...“, „...”, «...», 「...」 and 『...』. Only a prompt without any of these is searched for '...'
+    and ‘...’, so that an apostrophe beside them never opens a target. A straight quote after a digit is an inch mark if no quote is
+    open.
     """
     return read_quotes(prompt).targets
 
@@ -46,7 +47,7 @@ def quoted_targets(prompt: str) -> list[str]:
 def read_quotes(prompt: str) -> Quoted:
     """`quoted_targets` of a prompt, and whether its quotes can be paired in one way only.
 
-    The fault is None for a prompt without any quoted span, whatever lone quotes it has.
+    The fault is None for a prompt without any quoted span, even if it has lone quotes.
     """
     spans, fault = _double_quoted(prompt)
     targets = _cleaned(spans)
@@ -87,7 +88,7 @@ def _double_quoted(prompt: str) -> tuple[list[str], str | None]:
 def _single_quoted(prompt: str) -> tuple[list[str], str | None]:
     spans, fault = [], None
     for line in prompt.split("\n"):
-        opened, last = -1, ""  # where a span begins that is not closed yet; the span before
+        opened, last = -1, ""  # where the open span begins (-1: none is open); the span before it
         for place in [place for place, char in enumerate(line) if char in "'‘’"]:
             opens, closes = _SINGLE_OPENS.match(line, place), _SINGLE_CLOSES.match(line, place)
             if opened < 0:
@@ -107,5 +108,5 @@ def _single_quoted(prompt: str) -> tuple[list[str], str | None]:
 
 
 def _shown(prompt: str, place: int) -> str:
-    """A quote with what stands around it."""
+    """The text around a quote, for a message."""
     return f"the quote in {prompt[max(place - 12, 0) : place + 13]!r}"

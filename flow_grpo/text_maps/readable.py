@@ -1,4 +1,4 @@
-"""Which characters an OCR engine has, and what to say of a text that holds others: no image of it could be read."""
+"""Which characters an OCR engine knows, and what happens to a target with others: no image of it can be read."""
 
 import importlib.util
 import logging
@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 
 
 def known_characters(engine: str | OcrEngine, options: Mapping[str, Any]) -> frozenset[str] | None:
-    """The characters that an engine can read, or None where it does not say.
+    """The characters that an engine can read, or None if the engine does not tell.
 
-    engine, options: as `make_engine` takes them. An OcrEngine says so by an attribute `known_characters`.
+    engine, options: as `make_engine` takes them. An OcrEngine tells them in an attribute `known_characters`.
     """
     if not isinstance(engine, str):
         return getattr(engine, "known_characters", None)
@@ -30,21 +30,21 @@ def known_characters(engine: str | OcrEngine, options: Mapping[str, Any]) -> fro
 
 
 class PromptReader:
-    """The targets of prompts, refused or warned of where the engine lacks their characters.
+    """Finds the targets of prompts. Refuses a target, or warns about it, if the engine lacks its characters.
 
     engine, options: as `make_engine` takes them.
     """
 
     def __init__(self, engine: str | OcrEngine, options: Mapping[str, Any], normalisation: Normalisation):
-        normalise("", normalisation)  # refuses an unknown one now
+        normalise("", normalisation)  # refuses an unknown normalisation now
         self._engine, self._options, self._normalisation = engine, dict(options), normalisation
         self._known: frozenset[str] | None = None
         self._warned: set[str] = set()
 
     def targets(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None) -> list[list[str]]:
-        """The targets of each prompt. Raises ValueError as `prompt_targets` does, and for one that is mostly unreadable.
+        """The targets of each prompt. Raises ValueError as `prompt_targets` does, and for a target that is mostly unreadable.
 
-        Characters that the engine lacks, in a target that is else readable, are warned of once.
+        If the engine lacks some characters of a target that is otherwise readable, it warns once.
         """
         found = batch_targets(prompts, metadata, self._normalisation)
         for prompt, targets in zip(prompts, found, strict=True):
@@ -90,7 +90,7 @@ class PromptReader:
 
 @cache
 def _of_wheel() -> frozenset[str] | None:
-    """The characters of the recogniser in rapidocr's wheel, which stand in its ONNX file."""
+    """The characters of the recogniser in rapidocr's wheel, from its ONNX file."""
     package = importlib.util.find_spec("rapidocr")
     model = package and Path(package.origin).parent / "models" / "PP-OCRv6_rec_small.onnx"
     if not model or not model.is_file():
@@ -103,7 +103,7 @@ def _of_wheel() -> frozenset[str] | None:
 
 @cache
 def _of_folder(folder: Path) -> frozenset[str] | None:
-    """The characters of a recogniser in PaddleOCR's form, which stand in its `inference.yml`."""
+    """The characters of a recogniser in PaddleOCR's format, from its `inference.yml`."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -1,6 +1,7 @@
-"""A reader takes batches of images and gives their lines of text: what fails is read once more, and then left out.
+"""A reader takes batches of images and returns their lines of text. It reads a failed image once more, then leaves it out.
 
-`SerialReader` reads in this process, `PooledReader` in others while the caller goes on; the results are the same.
+`SerialReader` reads in this process. `PooledReader` reads in other processes while the caller goes on. Both give the same
+results.
 """
 
 import logging
@@ -21,7 +22,7 @@ from .process import EngineLost, EngineProcess
 
 logger = logging.getLogger(__name__)
 
-# An image's lines, or why it could not be read.
+# An image's lines, or the error that kept it from being read.
 Outcome = list[TextLine] | Exception
 
 
@@ -31,13 +32,13 @@ class Reader(Protocol):
     def submit(self, images: Tensor) -> Future[list[list[TextLine] | None]]:
         """Begin to read images (B, 3, H, W), float in [0, 1], on any device; they are copied before this returns.
 
-        The future holds the lines of each image in order. An image on which the engine fails is read once more; where that
-        fails too it has None, and the cause is logged.
-        It raises RuntimeError, from the last cause, where no image of the batch could be read.
+        The future holds the lines of each image, in order. An image on which the engine fails is read once more. If that
+        fails too, the image gets None, and the cause is logged.
+        The future raises RuntimeError, from the last cause, if no image of the batch could be read.
         """
 
     def close(self) -> None:
-        """End the workers, if there are any; what they have not read then raises RuntimeError."""
+        """End the workers, if there are any. Batches that they have not read raise RuntimeError."""
 
     def __enter__(self) -> "Reader":
         return self
@@ -49,17 +50,18 @@ class Reader(Protocol):
 def make_reader(
     engine: str | OcrEngine, num_workers: int = 0, image_timeout: float = 60.0, **engine_options: Any
 ) -> Reader:
-    """A reader over an engine by its name (with the engine's options) or an OcrEngine.
+    """Build a reader from an engine's name, with the engine's options, or from an OcrEngine.
 
-    num_workers: processes that read while the caller goes on, each with an engine and one thread of its own; 0 reads in this
-    process. image_timeout: seconds after which a worker counts as dead.
-    Raises, at once, what make_engine raises, and ValueError where an OcrEngine cannot be given to a worker.
+    num_workers: number of processes that read while the caller goes on, each with its own engine and one thread; 0 reads in
+        this process.
+    image_timeout: seconds per image, after which a worker counts as dead.
+    Raises what make_engine raises, before any batch, and ValueError if an OcrEngine cannot be given to a worker.
     """
     if num_workers < 0:
         raise ValueError(f"num_workers must be 0 (read in this process) or more, got {num_workers}")
     if num_workers == 0:
         return SerialReader(make_engine(engine, **engine_options))
-    # one before the others: a failure is told once, and weights to download are downloaded once
+    # build one before the others: a failure is reported once, and weights are downloaded once
     first = EngineProcess(engine, engine_options, image_timeout)
     first.wait_until_built()
     return PooledReader(
@@ -72,7 +74,7 @@ class SerialReader(Reader):
 
     def __init__(self, engine: OcrEngine):
         self._engine = engine
-        self._lock = threading.Lock()  # not every engine may be shared by threads
+        self._lock = threading.Lock()  # some engines cannot be shared by threads
 
     def submit(self, images: Tensor) -> Future[list[list[TextLine] | None]]:
         with self._lock:
@@ -80,15 +82,15 @@ class SerialReader(Reader):
 
 
 class PooledReader(Reader):
-    """Reads in other processes, each fed by a thread of its own from one queue of images."""
+    """Reads in other processes. Each process has a thread here that feeds it from one shared queue of images."""
 
     def __init__(self, processes: Sequence[EngineProcess]):
         self._tasks = queue.SimpleQueue()
-        self._lock = threading.Lock()  # nothing is put after the end
+        self._lock = threading.Lock()  # no image is put into the queue after its end marker
         others = threading.Semaphore(len(processes) - 1)
         for process in processes:
             threading.Thread(target=_feed, args=(process, self._tasks, self._lock, others), daemon=True).start()
-        # also where the reader is forgotten, and at the interpreter's exit
+        # runs when the reader is deleted, and at the interpreter's exit
         self._finalizer = weakref.finalize(self, _stop, processes, self._tasks, self._lock)
 
     def submit(self, images: Tensor) -> Future[list[list[TextLine] | None]]:
@@ -99,7 +101,7 @@ class PooledReader(Reader):
                 raise RuntimeError("the reader is closed; make another")
             for task in zip(levels, futures, strict=True):
                 self._tasks.put(task)
-        return then(all_of(futures), self._lines)  # which holds the reader until the batch is read
+        return then(all_of(futures), self._lines)  # self._lines keeps the reader alive until the batch is read
 
     def _lines(self, outcomes: Sequence[Outcome]) -> list[list[TextLine] | None]:
         return lines_of(outcomes)
@@ -109,20 +111,20 @@ class PooledReader(Reader):
 
 
 def _feed(process: EngineProcess, tasks: queue.SimpleQueue, lock: threading.Lock, others: threading.Semaphore) -> None:
-    """Have a process read image after image until None comes: every future is resolved, whatever happens.
+    """Give one process one image after another until None comes. Every future is resolved, whatever happens.
 
-    others: how many may still leave. Who loses its process for good leaves, and its image to the others; the last one stays,
-    fails what waits, and tries again.
+    others: how many feeding threads may still stop. A thread that loses its process for good stops, and leaves its image to
+    the other threads. The last thread stays: it fails the images that wait, and tries to start a process again.
     """
     while True:
-        task = None  # the last one leads to the reader, which would live as long as this thread waits
+        task = None  # drop the last task: it refers to the reader, and would keep it alive while this thread waits
         try:
-            process.prepare()  # before an image is taken, which another could read meanwhile
+            process.prepare()  # before taking an image, which another process could read meanwhile
             if (task := tasks.get()) is None:
                 return
             task[1].set_result(read_twice(process, task[0]))
         except EngineLost as error:
-            with lock:  # `_stop` closes the process before it puts the end, and puts that under the lock
+            with lock:  # `_stop` closes the process before it puts the end marker, which it puts under the lock
                 leaves = not process.closed and others.acquire(blocking=False)
                 if leaves and task is not None:
                     tasks.put(task)
@@ -137,27 +139,27 @@ def _feed(process: EngineProcess, tasks: queue.SimpleQueue, lock: threading.Lock
 
 def _stop(processes: Sequence[EngineProcess], tasks: queue.SimpleQueue, lock: threading.Lock) -> None:
     for process in processes:
-        process.close()  # from now on every image that waits raises EngineLost, and quickly
+        process.close()  # from now on every waiting image raises EngineLost at once
     with lock:
         for _ in processes:
             tasks.put(None)
 
 
 def read_twice(engine: OcrEngine, image: np.ndarray) -> Outcome:
-    """The lines of an image (H, W, 3), uint8 RGB, or the error of the second of two tries. EngineLost is not caught."""
+    """The lines of an image (H, W, 3), uint8 RGB, or the error of the second try. EngineLost is not caught."""
     for _ in range(2):
         try:
             return engine(image)
         except EngineLost:
             raise
-        except Exception as error:  # whatever an engine raises
+        except Exception as error:  # an engine may raise anything
             failure = error
             logger.info("an image could not be read: %s: %s", type(error).__name__, error)
     return failure
 
 
 def lines_of(outcomes: Sequence[Outcome]) -> list[list[TextLine] | None]:
-    """The lines of a batch, None for each image that failed, which is logged."""
+    """The lines of a batch; None for each image that failed. Logs the failures."""
     errors = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, Exception)}
     for index, error in errors.items():
         logger.warning("image %d of %d could not be read: %s: %s", index, len(outcomes), type(error).__name__, error)

@@ -1,4 +1,4 @@
-"""How the lines of an image stand to one another: the order they are read in, and which goes on from which."""
+"""The order in which the lines of an image are read, and which lines continue a word of an earlier line."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,25 +7,26 @@ import numpy as np
 
 from .engine import TextLine
 
-# Pieces of one word lie this near one another, in heights of their letters. Stacked and spaced-out letters stand up to two
+# The largest gap between pieces of one word, in heights of their letters. Stacked and spaced-out letters stand up to two
 # heights apart.
 _NEAR = 2.5
-# Letters of one word differ in height by no more than this factor: "l" and "a" by 1.5, and boxes are loose.
+# The largest factor between the heights of letters in one word. "l" and "a" differ by 1.5, and boxes are loose.
 _SAME_SIZE = 2.0
 
 
 class Step(NamedTuple):
-    """A line goes on from the line of index `line`. gap: between the two boxes, in heights of their letters."""
+    """A line continues a word of line number `line`. gap: distance between the two boxes, in heights of their letters."""
 
     line: int
     gap: float
 
 
 def reading_order(lines: Sequence[TextLine]) -> list[int]:
-    """Indices of the lines from top to bottom, and in a row from left to right, whatever order they are given in.
+    """Indices of the lines from top to bottom, and from left to right in a row. The given order does not matter.
 
-    Rows run along the mean direction of the lines, so that a tilt of the whole does not tear a row apart. A line whose
-    middle is less than half a line's height below a row's is part of that row. Right-to-left scripts are not told apart.
+    Rows run along the mean direction of the lines, so that a row of a tilted picture stays together. A line whose
+    middle is less than half a line's height below a row's is part of that row. Right-to-left scripts are
+    not treated differently.
     """
     if not lines:
         return []
@@ -48,10 +49,10 @@ def reading_order(lines: Sequence[TextLine]) -> list[int]:
 
 
 def steps_within_words(lines: Sequence[TextLine]) -> list[list[Step]]:
-    """Which earlier lines each line may go on from in the middle of a word. lines: in reading order.
+    """For each line, the earlier lines whose last word it may continue. lines: in reading order.
 
-    The two are near one another, their letters are of one size, and no third line stands between them.
-    For instance the letters of HOTEL, stacked: each goes on from the one above, and none from the one above that.
+    The two lines are near one another, their letters have about the same size, and no third line stands between them.
+    Example: in the stacked letters of HOTEL, each letter continues from the one above it, and from no other.
     """
     if not lines:
         return []
@@ -76,7 +77,7 @@ def _in_rows(lines: Sequence[TextLine]) -> np.ndarray:
     quads = np.stack([line.quad for line in lines]).astype(np.float64)
     edges = (quads[:, 1] - quads[:, 0]) + (quads[:, 2] - quads[:, 3])  # (L, 2), twice the direction of writing
     along, length = edges.sum(axis=0), np.linalg.norm(edges, axis=1).sum()
-    # lines that run every which way have no common direction
+    # lines that run in many directions have no common direction
     along = along / np.linalg.norm(along) if np.linalg.norm(along) > 0.5 * length else np.array([1.0, 0.0])
     return quads @ np.array([along, [-along[1], along[0]]]).T
 
