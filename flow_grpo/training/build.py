@@ -174,9 +174,8 @@ def _policy(config: ml_collections.ConfigDict, device: torch.device) -> tuple[Po
         adapter=config.train.adapter,
     )
     identity = weights_identity(policy.loaded_weights())
-    policy.set_resolution(
-        config.eval_resolution or config.resolution
-    )  # raises ValueError if the size is not a whole number of tokens
+    # Raises ValueError if the size is not a whole number of tokens.
+    policy.set_resolution(config.eval_resolution or config.resolution)
     policy.set_resolution(config.resolution)
     policy.encode_prompts = PromptCache(
         policy.encode_prompts,

@@ -30,7 +30,8 @@ class Distributed:
         self.accelerator = Accelerator(
             cpu=_stays_on_cpu(),
             mixed_precision=mixed_precision,
-            # Rollouts call the wrapped model without gradients. With broadcast buffers, every process would have to join each call.
+            # Rollouts call the wrapped model without gradients. With broadcast buffers, every process would have to join
+            # each of these calls.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.scaler = self.accelerator.scaler  # scales the loss of fp16 training; None without fp16
@@ -105,7 +106,10 @@ class Distributed:
         return gather_object([value])
 
     def settle(self, error: Exception | None) -> None:
-        """Raise in all processes if any has an error: its own error there, a RuntimeError that quotes it elsewhere. All must call it."""
+        """Raise in every process if any has an error. Every process must call it.
+
+        A process with an error raises that; the others raise a RuntimeError that quotes it.
+        """
         errors = self.gather_objects(None if error is None else f"{type(error).__name__}: {error}")
         if error is not None:
             raise error

@@ -130,9 +130,7 @@ class Trainer:
         failure = None
         try:
             self._write()
-        except (
-            Exception
-        ) as error:  # for instance a full disk: the other processes must hear of it, or they wait forever
+        except Exception as error:  # for instance a full disk; the other processes must not wait for it
             failure = error
         self.distributed.settle(failure)
 

@@ -1,7 +1,7 @@
-"""What of a pipeline's transformer is trained: a LoRA beside the frozen weights, or all of them.
+"""The part of a pipeline's transformer that is trained: a LoRA beside the frozen weights, or all weights.
 
-Both answer the same questions. `without()` is the base model for a while, `state()` holds whole tensors by name, and `save`
-writes what diffusers reads.
+Both adapters have the same methods. Within the context of `without()` the network is the base model. `state()` returns
+whole tensors by name. `save` writes a folder that diffusers reads.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 
 from flow_grpo.training.shards import own_parts, parts_like, whole
 
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # as diffusers names a model's
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # the name that diffusers gives a model's weights
 
 
 class LoraAdapter:
     """LoRA in fp32 on some layers.
 
-    targets: ends of the layers' names. excluded: names of layers that are left alone although they are targets.
+    targets: how the names of the adapted layers end. excluded: names of layers that are not adapted although they match.
     """
 
     name = "lora"
@@ -45,7 +45,7 @@ class LoraAdapter:
 
     @contextmanager
     def without(self) -> Iterator[None]:
-        # On the bare network: its layers are the wrapper's too, so the context holds with and without DDP.
+        # On the bare network: DDP's wrapper has the same layers, so this works with and without it.
         self.network.disable_lora()
         try:
             yield
@@ -59,10 +59,10 @@ class LoraAdapter:
         _copy_into(get_peft_model_state_dict(self.network), state)  # the weights themselves, not copies
 
     def save(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
-        """For any pipeline's `load_lora_weights(folder)`.
+        """Write a LoRA that any pipeline's `load_lora_weights(folder)` reads.
 
-        The scale alpha / rank goes into the weights, and the file's header says alpha = rank. Not every reader knows the
-        header: a file read as tensors would otherwise act at scale 1.
+        The scale alpha / rank is multiplied into the weights, and the file's header says alpha = rank. Some readers ignore
+        the header and use scale 1; so they get the right result, too.
         """
         rank, scale = self.config.r, self.config.lora_alpha / self.config.r
         layers = {name: (tensor * scale if ".lora_B." in name else tensor).cpu() for name, tensor in state.items()}
@@ -76,8 +76,9 @@ class LoraAdapter:
 class FullAdapter:
     """All weights, in fp32.
 
-    frozen: names of layers that have no gradient and stay as they are. The base model's weights are kept from the first
-    call of `load` or `without` on, before any update: one more copy, and none in a run without a KL.
+    frozen: names of layers that have no gradient and stay as they are.
+    The first call of `load` or `without`, which comes before any update, copies the base model's weights. A run that calls
+    neither keeps no copy, for instance a new run without a KL.
     """
 
     name = "transformer"
@@ -87,7 +88,7 @@ class FullAdapter:
         self.network.requires_grad_(True)
         for name in frozen:
             self.network.get_submodule(name).requires_grad_(False)
-        self._base: list[torch.Tensor] | None = None  # of this process's parts
+        self._base: list[torch.Tensor] | None = None  # the base weights, this process's parts of them
 
     @contextmanager
     def without(self) -> Iterator[None]:
@@ -107,9 +108,10 @@ class FullAdapter:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        """The base's weights for the present ones, tensor by tensor, so that no third copy is needed.
+        """Exchange the present weights and the base's, tensor by tensor, so that no third copy is needed.
 
-        By `.data`: autograd holds weights for a backward pass to come, and they are the same again when it comes.
+        It writes to `.data`, which autograd does not see. Autograd may hold weights for a later backward pass, and by then
+        they have their values again.
         """
         for part, base in zip(self._parts(), self._base, strict=True):
             present = part.clone()
@@ -124,14 +126,14 @@ class FullAdapter:
         _copy_into(self.network.state_dict(), state)
 
     def save(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
-        """For `from_pretrained(folder)` of the transformer's class."""
+        """Write a folder that `from_pretrained` of the transformer's class reads."""
         folder.mkdir(parents=True, exist_ok=True)
         self.network.save_config(folder)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
     def save_pipeline(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
-        """The whole pipeline with these weights, for `DiffusionPipeline.from_pretrained(folder)`."""
+        """Write the whole pipeline with these weights, as `DiffusionPipeline.from_pretrained(folder)` reads it."""
         self.pipeline.save_config(folder)
         for name, component in self.pipeline.components.items():
             if component is not self.network and hasattr(component, "save_pretrained"):

@@ -1,7 +1,7 @@
-"""What the trainer asks of a model family; one file beside this one answers for each.
+"""What the trainer needs from a model family. Each family has one file beside this one.
 
-Only a policy knows a model's layout: its latents, how they fall into tokens, its prompt embeddings, its LoRA targets.
-Everything after it sees latents as an opaque tensor and tokens as (B, N, D).
+Only a policy knows the layout of its model: the latents, how they fall into tokens, the prompt embeddings, the LoRA
+targets. All other code sees latents as an opaque tensor, and tokens as (B, N, D).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,14 +19,14 @@ from flow_grpo.training.policies.adapter import FullAdapter, LoraAdapter
 
 
 class PromptEmbeds(SimpleNamespace):
-    """What conditions a model on B prompts: tensors (B, ...), under names that the family chooses.
+    """The tensors (B, ...) that condition a model on B prompts. The family chooses their names.
 
-    A family gives its own tensors, for instance `PromptEmbeds(tokens=..., mask=...)`, and reads them as attributes.
-    Everything else handles them by the methods below and knows no name.
+    A family makes, for instance, `PromptEmbeds(tokens=..., mask=...)`, and reads the tensors as attributes. All other code
+    uses the methods below, and knows no name.
     """
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "PromptEmbeds":
-        """The function's result for every tensor, under the same names."""
+        """Apply the function to every tensor; the names stay."""
         return PromptEmbeds(**{name: function(tensor) for name, tensor in vars(self).items()})
 
     def __getitem__(self, rows: torch.Tensor | slice) -> "PromptEmbeds":
@@ -41,9 +41,9 @@ class PromptEmbeds(SimpleNamespace):
 
     @staticmethod
     def cat(parts: Iterable["PromptEmbeds"]) -> "PromptEmbeds":
-        """The rows of all parts. Sequences (B, L, ...) of different lengths get zeros at their end, up to the longest.
+        """Join the rows of all parts. Shorter sequences (B, L, ...) get zeros at their end, up to the longest.
 
-        A family whose lengths differ has a mask among its tensors: False, a zero too, is then padding.
+        A family with different lengths has a mask among its tensors. The zeros in the mask are False, so they mark padding.
         """
         parts = list(parts)
         return PromptEmbeds(**{name: _padded_cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
@@ -62,12 +62,14 @@ def _padded_cat(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """What a policy is told, whatever its family.
+    """The settings that every family's policy takes.
 
-    resolution: of the images, in pixels: a side, or (height, width). guidance_scale: in sampling and training alike; a
-    family says what kind of guidance it is. max_sequence_length: tokens of a prompt. device: where the model runs.
-    offload: the text encoders and the VAE wait in the CPU's memory, and are on the device only while they work.
-    adapter: "lora", or "full", which trains all weights and ignores the LoRA's numbers.
+    resolution: of the images, in pixels: a side, or (height, width).
+    guidance_scale: the same in sampling and training. Each family says what kind of guidance it is.
+    max_sequence_length: the number of tokens per prompt.
+    device: where the model runs.
+    offload: the text encoders and the VAE wait in CPU memory, and are on the device only while they work.
+    adapter: "lora", or "full", which trains all weights and ignores the numbers of the LoRA.
     """
 
     resolution: Resolution
@@ -83,10 +85,11 @@ class PolicySettings:
 class Policy(Protocol):
     """A flow-matching model under training.
 
-    network: the bare denoiser; what requires a gradient is trained. adapter: see adapter.py. forward_module: what
-    `velocity` calls; the network itself, or the wrapper that a distributed run puts around it.
-    latent_shape: of one image's latent, without the batch. token_grid: (rows, columns), in `to_tokens`' row-major order;
-    both follow the resolution.
+    network: the bare denoiser. Its parameters that require a gradient are trained.
+    adapter: see adapter.py.
+    forward_module: what `velocity` calls: the network, or the wrapper that a distributed run puts around it.
+    latent_shape: the shape of one image's latent, without the batch. It follows the resolution.
+    token_grid: (rows, columns); `to_tokens` goes row by row. It follows the resolution, too.
     """
 
     network: nn.Module
@@ -114,28 +117,28 @@ class Policy(Protocol):
         """Images (B, 3, H, W) in [0, 1], fp32; decoded one by one, so that memory does not grow with B."""
 
     def disable_adapter(self) -> AbstractContextManager[None]:
-        """Within the context the policy is its frozen base model, wrapped for distribution or not."""
+        """Within the context the policy is its frozen base model, also if the network is wrapped for distribution."""
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """The adapter's; under FSDP2 they are others after the network was prepared."""
+        """The adapter's parameters. Ask again after `Distributed.prepare`, since FSDP2 replaces them."""
 
     def trained_names(self) -> list[str]:
-        """The names of `trainable_parameters`, in their order, as `adapter_state` has them."""
+        """The names of `trainable_parameters`, in the same order. They are the keys of `adapter_state`."""
 
     def loaded_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Everything that was loaded, by name; asked before any training, it is what the run's model is known by."""
+        """All loaded weights, by name. A run asks before it trains, and identifies its model by them."""
 
     def adapter_state(self) -> dict[str, torch.Tensor]:
-        """The trained tensors by name, whole; where they lie in parts, every process must call it."""
+        """The trained tensors by name, whole. Where they lie in parts, every process must call it."""
 
     def load_adapter_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over tensors that `adapter_state` gave; a missing or unexpected name raises ValueError."""
+        """Load tensors that `adapter_state` returned. A missing or unexpected name raises ValueError."""
 
     def save_adapter(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
-        """Write what `adapter_state` gave so that diffusers reads it: a LoRA with its scale, or a transformer."""
+        """Write what `adapter_state` returned in a form that diffusers reads: a LoRA with its scale, or a transformer."""
 
     def enable_gradient_checkpointing(self) -> None:
-        """From now on keep a block's input alone for the backward pass and compute the rest again there."""
+        """From now on keep only each block's input for the backward pass, which computes the rest again."""
 
     def compile(self, backend: str | Callable = "inductor") -> None:
-        """Compile the transformer block by block with torch.compile; names and values of its weights stay."""
+        """Compile the transformer block by block with torch.compile. Its weights keep their names and values."""

@@ -1,4 +1,4 @@
-"""The model families, one row each; a row and the file that it names are all that a family needs.
+"""The model families, one row each. A new family needs a row, and the file that the row names.
 
 Nothing is imported here, so that a configuration can be checked without diffusers, which takes seconds to import.
 """

@@ -10,8 +10,8 @@ from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
 from flow_grpo.training.policies.lora_pipeline import LoraPipeline
 from flow_grpo.training.policies.schedule import linear_shift, scheduler_sigmas
 
-# Flow-GRPO's targets. The double blocks have all of them, for image and text; of the single blocks, where both run in
-# one stream, to_q, to_k and to_v are adapted, and the MLP that shares their output projection is not.
+# Flow-GRPO's targets. The double blocks have all of them, for image and text. In the single blocks, where both run in one
+# stream, to_q, to_k and to_v are adapted; the MLP, which shares their output projection, is not.
 LORA_TARGETS = [
     *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
     *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
@@ -20,11 +20,12 @@ LORA_TARGETS = [
 
 
 class FluxPolicy(LoraPipeline):
-    """See `Policy`. Latents are packed as the pipeline packs them, (B, N, 4 C): its tokens already.
+    """See `Policy`. Latents are packed as the pipeline packs them, (B, N, 4 C), so they are tokens already.
 
-    guidance_scale is what FLUX.1-dev reads as an embedding, having learned to draw in one pass what classifier-free guidance of that scale draws in two; sampling and training give it the same.
-    It costs nothing and 1 does not switch it off: 3.5 is the pipeline's default. There is no unconditional pass.
-    Raises ValueError where the resolution does not fall into whole tokens, and for a guidance_scale other than 1 where
+    guidance_scale: FLUX.1-dev reads it as an embedding. The model has learned to draw in one pass what classifier-free
+        guidance of that scale draws in two, so there is no unconditional pass, and the guidance costs nothing. The value
+        1 does not switch it off. The pipeline's default is 3.5. Sampling and training use the same value.
+    Raises ValueError where the resolution is not a whole number of tokens, and for a guidance_scale other than 1 where
     the model has no such embedding (FLUX.1-schnell).
     """
 
@@ -66,7 +67,7 @@ class FluxPolicy(LoraPipeline):
             encoder_hidden_states=embeds.tokens,
             pooled_projections=embeds.pooled,
             img_ids=places(1, *self.token_grid, device=self.device),  # (N, 3): 0, row and column of each token
-            txt_ids=latents.new_zeros(embeds.tokens.shape[1], 3),  # words have no place in the image
+            txt_ids=latents.new_zeros(embeds.tokens.shape[1], 3),  # text has no position in the image
             return_dict=False,
         )[0]
         return velocity.float()

@@ -10,8 +10,8 @@ from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
 from flow_grpo.training.policies.lora_pipeline import LoraPipeline
 from flow_grpo.training.policies.schedule import scheduler_sigmas
 
-# The double blocks have all but the last, for image and text. In the single blocks one projection makes queries, keys,
-# values and the MLP's input; the other one, back to the stream, is not adapted.
+# The double blocks have all targets but the last, for image and text. The last target is in the single blocks: one
+# projection makes queries, keys, values and the MLP's input. Their other projection, back to the stream, is not adapted.
 LORA_TARGETS = [
     *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
     *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
@@ -21,13 +21,13 @@ LORA_TARGETS = [
 
 
 class _Flux2(LoraPipeline):
-    """What dev and klein share. Latents are packed as the pipeline packs them, (B, N, 4 C): its tokens already.
+    """What dev and klein share. Latents are packed as the pipeline packs them, (B, N, 4 C), so they are tokens already.
 
-    Every prompt is padded to max_sequence_length. The transformer attends to the padding too, and was trained with 512.
+    Every prompt is padded to max_sequence_length. The transformer attends to the padding, too; it was trained with 512.
     """
 
     lora_targets = LORA_TARGETS
-    _guidance: torch.Tensor | None = None  # (1,), what the model reads as an embedding
+    _guidance: torch.Tensor | None = None  # (1,), the scale that the model reads as an embedding
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -54,7 +54,7 @@ class _Flux2(LoraPipeline):
             timestep=sigma.expand(batch),
             guidance=None if self._guidance is None else self._guidance.expand(batch),
             encoder_hidden_states=embeds.tokens,
-            # frame, row, column and, for text, place in the sequence
+            # The coordinates are frame, row, column and, for text, the position in the sequence.
             img_ids=places(1, *self.token_grid, 1, device=self.device),
             txt_ids=places(1, 1, 1, embeds.tokens.shape[1], device=self.device),
             return_dict=False,
@@ -67,7 +67,7 @@ class _Flux2(LoraPipeline):
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         vae = self.pipeline.vae
-        # The VAE's batch norm, of the packed channels, takes the place of one scale and one shift.
+        # Other VAEs have one scale and one shift. This one has a batch norm over the packed channels instead.
         std = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
         tokens = latents.float() * std + vae.bn.running_mean
         images = vae.decode(unpatchify(tokens, self.token_grid, self.patch_size), return_dict=False)[0]
@@ -77,9 +77,9 @@ class _Flux2(LoraPipeline):
 class Flux2Policy(_Flux2):
     """FLUX.2-dev; see `Policy`.
 
-    guidance_scale is what the model reads as an embedding; it costs nothing, and 1 does not switch it off: 4 is the
-    pipeline's default. There is no unconditional pass.
-    Raises ValueError where the resolution does not fall into whole tokens.
+    guidance_scale: the model reads it as an embedding. There is no unconditional pass, so the guidance costs nothing. The
+        value 1 does not switch it off. The pipeline's default is 4.
+    Raises ValueError where the resolution is not a whole number of tokens.
     """
 
     pipeline_class = Flux2Pipeline
@@ -92,8 +92,8 @@ class Flux2Policy(_Flux2):
 class Flux2KleinPolicy(_Flux2):
     """FLUX.2-klein, distilled or base; see `Policy`.
 
-    guidance_scale is that of classifier-free guidance; 1 leaves it out.
-    Raises ValueError where the resolution does not fall into whole tokens, and for a guidance_scale other than 1 where
+    guidance_scale: of classifier-free guidance; 1 switches it off.
+    Raises ValueError where the resolution is not a whole number of tokens, and for a guidance_scale other than 1 where
     the pipeline says that its model is distilled.
     """
 
@@ -109,10 +109,11 @@ class Flux2KleinPolicy(_Flux2):
 
 
 def empirical_shift(num_tokens: int, num_steps: int) -> float:
-    """The shift that FLUX.2 was found to like, by the image's tokens and the number of steps.
+    """The shift that suits FLUX.2 in practice, for a number of image tokens and a number of steps.
 
-    Above 4300 tokens it is a line in the tokens alone. Below it is a line in the steps, through what two other lines in
-    the tokens say for 10 and for 200 steps. The numbers are those of the pipeline (`compute_empirical_mu`).
+    Above 4300 tokens the shift is linear in the tokens, and the steps do not matter. Otherwise it is linear in the steps:
+    a line through the shifts for 10 and for 200 steps, each of which is linear in the tokens. The numbers are those of the
+    pipeline (`compute_empirical_mu`).
     """
     at_200 = 0.00016927 * num_tokens + 0.45666666
     if num_tokens > 4300:

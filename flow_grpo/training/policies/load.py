@@ -1,4 +1,4 @@
-"""From a configuration's names to a policy."""
+"""Loads the policy that a configuration names."""
 
 import importlib
 import re
@@ -15,7 +15,7 @@ WEIGHT_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloa
 def load_policy(family: str, model: str, mixed_precision: str, lora: str | None = None, **options) -> Policy:
     """Load the pipeline `model` (hub id or folder) as a policy of a family; options are those of `PolicySettings`.
 
-    lora: a folder that `save_adapter` wrote, merged into the weights; the policy's own adapter starts on top of it.
+    lora: a folder that `save_adapter` wrote. It is merged into the weights; the policy's own adapter starts on top of it.
 
     Raises ValueError for an unknown family, and where there is no such folder.
     """

@@ -1,4 +1,4 @@
-"""What the families share: a diffusers pipeline, of whose transformer a LoRA or everything is trained."""
+"""What the families share: a diffusers pipeline, and the training of a LoRA or of all weights of its transformer."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,23 +14,23 @@ from flow_grpo.training.image_size import Resolution, image_size
 from flow_grpo.training.policies.adapter import FullAdapter, LoraAdapter
 from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
 
-# SD3.5 has three kinds of blocks, each compiled with the adapter and without it, and the first block once more: its input
-# needs no gradient. That is 7, and again for another batch size; beyond torch's own limit of 8 a block would run uncompiled.
+# SD3.5 has three kinds of blocks. Each is compiled with and without the adapter, and the first block once more, because
+# its input needs no gradient: 7 graphs per batch size. Beyond torch's own limit of 8 a block would run uncompiled.
 RECOMPILE_LIMIT = 64
 
 
 class LoraPipeline:
     """The part of a `Policy` that is the same in every family.
 
-    A family adds the attributes below, `latent_shape`, `encode_prompts`, `sigmas`, `predict` and `to_tokens`, and `decode`
-    where its VAE wants it otherwise. The frozen weights keep the pipeline's dtype; the adapter is fp32, and so is the VAE.
-    Raises ValueError where the resolution does not fall into whole tokens.
+    A family adds the attributes below, and `latent_shape`, `encode_prompts`, `sigmas`, `predict` and `to_tokens`. If its
+    VAE needs it, it has its own `decode`. The frozen weights keep the pipeline's dtype; the adapter and the VAE are fp32.
+    Raises ValueError where the resolution is not a whole number of tokens.
     """
 
     pipeline_class: type[DiffusionPipeline]
-    lora_targets: list[str]  # ends of the names of the adapted layers
-    patch_size = 2  # latents along a token's side
-    empty_prompt = ""  # what classifier-free guidance leads away from
+    lora_targets: list[str]  # how the names of the adapted layers end
+    patch_size = 2  # latents per side of a token
+    empty_prompt = ""  # the unconditional prompt of classifier-free guidance
 
     def __init__(self, pipeline: DiffusionPipeline, settings: PolicySettings):
         self.pipeline, self.device = pipeline, torch.device(settings.device)
@@ -38,7 +38,7 @@ class LoraPipeline:
         self.guidance_scale = settings.guidance_scale
         self.max_sequence_length = settings.max_sequence_length
         self.set_resolution(settings.resolution)
-        self._no_prompt: PromptEmbeds | None = None  # encoded when it is first asked for
+        self._no_prompt: PromptEmbeds | None = None  # the empty prompt, encoded at its first use
 
         pipeline.vae.to(torch.float32)
         pipeline.vae.enable_slicing()  # one image at a time: in fp32 the decoder's activations are large
@@ -58,27 +58,27 @@ class LoraPipeline:
         )
 
     def lora_excluded(self) -> list[str]:
-        """Names of layers that are not trained, although they are targets: they have no gradient."""
+        """Names of layers that are not trained although they are targets, because they have no gradient."""
         return []
 
     def _modules(self) -> list[nn.Module]:
         return [component for component in self.pipeline.components.values() if isinstance(component, nn.Module)]
 
     def _let_others_wait(self) -> None:
-        """Wrap `encode_prompts` and `decode`, so that what they need is on the device only while they run."""
+        """Wrap `encode_prompts` and `decode`. The modules that they need are then on the device only while they run."""
         encoders = [part for part in self._modules() if part not in (self.network, self.pipeline.vae)]
         self.encode_prompts = _awake(self.encode_prompts, encoders, self.device)
         self.decode = _awake(self.decode, [self.pipeline.vae], self.device)
 
     def set_resolution(self, resolution: Resolution) -> None:
-        pixels = self.pipeline.vae_scale_factor * self.patch_size  # along a token's side
+        pixels = self.pipeline.vae_scale_factor * self.patch_size  # per side of a token
         height, width = image_size(resolution)
         if height % pixels or width % pixels:
             raise ValueError(f"resolution={resolution} must be a multiple of {pixels}, the pixels of a token")
         self.token_grid = (height // pixels, width // pixels)
 
     def predict(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: PromptEmbeds) -> torch.Tensor:
-        """The model's velocity (B, ...), in fp32, for one prompt per latent: no guidance yet."""
+        """The model's velocity (B, ...) in fp32, before guidance. embeds: one prompt per latent."""
         raise NotImplementedError
 
     def velocity(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: PromptEmbeds) -> torch.Tensor:
@@ -86,7 +86,7 @@ class LoraPipeline:
 
             v = v_empty + g (v_prompt - v_empty)
 
-        Both come from one pass of twice the batch, the prompts first. A scale of 1 needs no second half.
+        Both come from one pass with twice the batch, whose first half has the prompts. A scale of 1 needs no second half.
         """
         if self.guidance_scale == 1:
             return self.predict(latents, sigma, embeds)
@@ -101,7 +101,7 @@ class LoraPipeline:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Images (B, 3, H, W) in [0, 1], fp32, of the VAE's latents (B, C, h, w)."""
+        """Decode the VAE's latents (B, C, h, w) to images (B, 3, H, W) in [0, 1], fp32."""
         vae = self.pipeline.vae
         latents = latents.float() / vae.config.scaling_factor + (vae.config.shift_factor or 0)
         images = vae.decode(latents, return_dict=False)[0]
@@ -115,7 +115,7 @@ class LoraPipeline:
 
     def trained_names(self) -> list[str]:
         trained = (name for name, parameter in self.network.named_parameters() if parameter.requires_grad)
-        return [name.replace(".default.", ".") for name in trained]  # peft's name of its adapter
+        return [name.replace(".default.", ".") for name in trained]  # peft puts its adapter's name there
 
     def loaded_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         for component, module in self.pipeline.components.items():
@@ -140,9 +140,9 @@ class LoraPipeline:
         dynamo = torch._dynamo.config
         dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
         for blocks in self.network.children():
-            if isinstance(blocks, nn.ModuleList):  # the transformer's stacks, of blocks alike
+            if isinstance(blocks, nn.ModuleList):  # the transformer's stacks of equal blocks
                 for block in blocks:
-                    # dynamic=False: an evaluation's smaller last batch would make every later graph one for any size
+                    # dynamic=False: otherwise a second batch size would make torch compile later graphs for any size
                     block.compile(backend=backend, dynamic=False)
         self.network.forward = _with_gradients(self.network.forward)
 
@@ -164,10 +164,11 @@ def _awake(function: Callable, parts: list[nn.Module], device: torch.device) -> 
 
 
 def _with_gradients(forward: Callable[..., tuple[torch.Tensor]]) -> Callable[..., tuple[torch.Tensor]]:
-    """The same forward, always with gradients inside, so that sampling runs the very graphs of the update.
+    """The same forward, always with gradients inside, so that sampling runs exactly the graphs of the update.
 
-    A graph for inference is fused, and in half precision rounded, in other ways: the ratio would not start at 1. What
-    it keeps for a backward pass that never comes is the update's own memory, free again when it returns.
+    A graph for inference is fused in other ways, and so rounded in other ways in half precision; the ratio would not start
+    at 1. The memory for the backward pass, which never comes, is no more than the update needs, and is free again when the
+    forward returns.
     """
 
     @wraps(forward)

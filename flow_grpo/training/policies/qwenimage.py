@@ -13,18 +13,19 @@ LORA_TARGETS = [
     *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", *TEXT_TARGETS),
     *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
 ]
-# The last block's text goes nowhere: these would have no gradient, which DDP takes for a fault.
+# Nothing reads the text that leaves the last block, so these layers would have no gradient. DDP takes that for an error.
 UNUSED_IN_LAST_BLOCK = ["attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2"]
 
 
 class QwenImagePolicy(LoraPipeline):
-    """See `Policy`. Latents are packed as the pipeline packs them, (B, N, 4 C): its tokens already.
+    """See `Policy`. Latents are packed as the pipeline packs them, (B, N, 4 C), so they are tokens already.
 
-    guidance_scale is that of classifier-free guidance, the pipeline's true_cfg_scale, with a negative prompt of one space;
-    1 leaves it out. max_sequence_length does not count the chat template's head; every prompt is padded to it, and the
-    transformer does not see the padding.
-    Raises ValueError where the resolution does not fall into whole tokens, and for a model that reads its guidance as an
-    embedding, which this pipeline has no published model of.
+    guidance_scale: of classifier-free guidance (the pipeline's true_cfg_scale), with a negative prompt of one space; 1
+        switches it off.
+    max_sequence_length: without the head of the chat template. Every prompt is padded to it; the transformer does not see
+        the padding.
+    Raises ValueError where the resolution is not a whole number of tokens, and for a model that reads its guidance as an
+    embedding (no such model of this pipeline is published).
     """
 
     pipeline_class = QwenImagePipeline
@@ -51,9 +52,9 @@ class QwenImagePolicy(LoraPipeline):
             prompts, device=self.device, max_sequence_length=self.max_sequence_length
         )
         batch, length, width = tokens.shape
-        if mask is None:  # all prompts are as long as the longest
+        if mask is None:  # all prompts of the batch have the same length
             mask = tokens.new_ones(batch, length)
-        # One length for every batch: another would take other kernels, and the ratio not start at exactly 1.
+        # One length for every batch: another length may run other kernels, and the ratio would not start at exactly 1.
         missing = self.max_sequence_length - length
         return PromptEmbeds(
             tokens=torch.cat([tokens, tokens.new_zeros(batch, missing, width)], dim=1),
@@ -77,7 +78,7 @@ class QwenImagePolicy(LoraPipeline):
         return velocity.float()
 
     def guide(self, conditional: torch.Tensor, unconditional: torch.Tensor) -> torch.Tensor:
-        """Guidance that keeps each token's length: the sum is scaled back to the conditional velocity's norm."""
+        """Guidance that keeps the norm of each token: the result is scaled to the norm of the conditional velocity."""
         guided = super().guide(conditional, unconditional)  # (B, N, D)
         return guided * (conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 
@@ -92,5 +93,5 @@ class QwenImagePolicy(LoraPipeline):
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
         latents = unpatchify(latents.float(), self.token_grid, self.patch_size) * std + mean  # (B, C, h, w)
-        images = vae.decode(latents.unsqueeze(2), return_dict=False)[0][:, :, 0]  # the one frame of a film
+        images = vae.decode(latents.unsqueeze(2), return_dict=False)[0][:, :, 0]  # an image is a film of one frame
         return (images / 2 + 0.5).clamp(0, 1)

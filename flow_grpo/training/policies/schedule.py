@@ -10,10 +10,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 def scheduler_sigmas(
     scheduler: FlowMatchEulerDiscreteScheduler, num_steps: int, shift: float, device: torch.device
 ) -> torch.Tensor:
-    """The sigmas (num_steps + 1,) that the scheduler makes of even steps from 1 to 0.
+    """The sigmas (num_steps + 1,) that the scheduler makes from even steps between 1 and 0.
 
-    shift: of a scheduler that shifts by the image's size (`use_dynamic_shifting`); another uses the shift of its own
-    configuration.
+    shift: for a scheduler whose shift depends on the image's size (`use_dynamic_shifting`). Any other scheduler uses the
+    shift in its own configuration.
     """
     even = [1 - step / num_steps for step in range(num_steps)]
     scheduler.set_timesteps(sigmas=even, mu=shift, device=device)

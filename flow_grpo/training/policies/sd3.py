@@ -18,8 +18,9 @@ LORA_TARGETS = [
 class SD3Policy(LoraPipeline):
     """See `Policy`. Latents are (B, C, h, w); a token is a patch of patch_size x patch_size latents.
 
-    guidance_scale is that of classifier-free guidance; 1 leaves it out.
-    Raises ValueError where the resolution does not fall into whole tokens, or has more than the model has places for.
+    guidance_scale: of classifier-free guidance; 1 switches it off.
+    Raises ValueError where the resolution is not a whole number of tokens, or has more tokens than the model has positions
+    for.
     """
 
     pipeline_class = StableDiffusion3Pipeline

@@ -17,11 +17,12 @@ LORA_TARGETS = [
 class ZImagePolicy(LoraPipeline):
     """See `Policy`. Latents are (B, C, h, w); a token is a patch of 2 x 2 latents.
 
-    guidance_scale is that of classifier-free guidance, 1 leaves it out. The pipeline counts from 0: its 4 is 5 here.
-    Z-Image-Turbo wants 1. max_sequence_length counts the chat template too.
+    guidance_scale: of classifier-free guidance; 1 switches it off. The pipeline counts from 0, so its 4 is 5 here.
+        Z-Image-Turbo needs 1.
+    max_sequence_length: with the chat template.
 
     The transformer takes each prompt at its own length, so a batch is as wide as its longest prompt.
-    Raises ValueError where the resolution does not fall into whole tokens.
+    Raises ValueError where the resolution is not a whole number of tokens.
     """
 
     pipeline_class = ZImagePipeline
@@ -50,18 +51,18 @@ class ZImagePolicy(LoraPipeline):
         images = latents.to(self.network.dtype).unsqueeze(2)  # (B, C, 1, h, w): films of one frame
         velocities = self.forward_module(
             list(images.unbind()),
-            (1 - sigma).expand(len(latents)),  # its time runs from 0, noise, to 1
+            (1 - sigma).expand(len(latents)),  # the model's time runs from 0 (noise) to 1 (image)
             [tokens[mask] for tokens, mask in zip(embeds.tokens, embeds.mask, strict=True)],
             return_dict=False,
         )[0]
-        return -torch.stack(velocities).squeeze(2).float()  # and its velocity points from noise to image
+        return -torch.stack(velocities).squeeze(2).float()  # minus: its velocity points from noise to image
 
     def to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
         return patchify(latents, self.patch_size)
 
 
 def padded_sequences(sequences: list[torch.Tensor], length: int) -> PromptEmbeds:
-    """Sequences (L_i, D) as tokens (B, length, D), zero at their end, and a mask (B, length) of what is not padding."""
+    """Pad sequences (L_i, D) with zeros to tokens (B, length, D). The mask (B, length) is False where there is padding."""
     tokens = sequences[0].new_zeros(len(sequences), length, sequences[0].shape[1])
     mask = torch.zeros(len(sequences), length, dtype=torch.bool, device=tokens.device)
     for row, sequence in enumerate(sequences):

@@ -1,4 +1,4 @@
-"""A run's metrics as the charts of its report: which lines stand together, and what their spread is."""
+"""Makes the charts of a report from a run's metrics: which lines a chart has, and what their spread is."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,9 @@ Rows = Sequence[Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: its points, and around each the spread, where it has one.
+    """One line of a chart: its points, and the spread around each point if there is one.
 
-    x: epochs. y: values. low, high: the ends of the spread, as long as y, or empty.
+    x: epochs. y: values. low, high: the ends of the spread at each point; both are empty where there is no spread.
     """
 
     label: str
@@ -29,7 +29,7 @@ class Chart:
     lines: list[Line]
 
 
-# Title, what a reader should know, and the metrics that stand in it, by pattern; the first chart that takes a metric has it.
+# The title, what a reader should know, and patterns of the metrics. A metric goes to the first chart that matches.
 CHARTS = (
     (
         "Reward",
@@ -60,7 +60,7 @@ MAX_LINES = 8
 
 
 def charts(rows: Rows) -> list[Chart]:
-    """The charts of one run; a chart without a number is left out, one with too many lines is split."""
+    """The charts of one run. A chart without numbers is left out; a chart with too many lines is split."""
     names = list(dict.fromkeys(name for row in rows for name in row if name != "epoch"))
     made, taken = [], set()
     for title, note, patterns in CHARTS:
@@ -76,9 +76,9 @@ def charts(rows: Rows) -> list[Chart]:
 
 
 def line(rows: Rows, name: str, spread: str | None = None) -> Line:
-    """One metric over the epochs in which it is a number. spread: name of its standard deviation."""
+    """One metric over the epochs in which it is a number. spread: the name of the metric that is its standard deviation."""
     own = [row for row in rows if math.isfinite(row.get(name, math.nan))]
-    # what a rollout measured belongs to the middle of its epoch: the weights change at its end
+    # A rollout's metrics stand at the middle of its epoch, since the weights change at its end.
     middle = 0.0 if name.startswith(("eval/", "alarm/")) else 0.5
     y = [row[name] for row in own]
     deviations = [row.get(spread, 0.0) for row in own] if spread else []
@@ -94,8 +94,8 @@ def line(rows: Rows, name: str, spread: str | None = None) -> Line:
 def compared(runs: Mapping[str, Rows], names: Sequence[str]) -> list[Chart]:
     """One chart per metric, with a line per run. runs: {label: rows}.
 
-    Runs whose label ends alike but for a seed ("ocr seed 1", "ocr seed 2") become one line: their mean, with the smallest and
-    the largest as its spread.
+    Runs whose labels differ only in the seed at the end ("ocr seed 1", "ocr seed 2") become one line: their mean, with the
+    smallest and the largest value as the spread.
     """
     groups: dict[str, list[Rows]] = {}
     for label, rows in runs.items():
@@ -112,7 +112,7 @@ def compared(runs: Mapping[str, Rows], names: Sequence[str]) -> list[Chart]:
 
 
 def _mean_line(label: str, lines: Sequence[Line]) -> Line:
-    """The mean over lines at the epochs that all of them have."""
+    """The mean of several lines, at the epochs that all of them have."""
     columns = [dict(zip(each.x, each.y)) for each in lines if each.x]
     shared = sorted(set.intersection(*map(set, columns))) if columns else []
     values = [[column[x] for column in columns] for x in shared]

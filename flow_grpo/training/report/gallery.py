@@ -1,4 +1,4 @@
-"""The samples of a run on disk: pictures, and one line of JSON per set of samples.
+"""Stores the samples of a run on disk: their pictures, and one line of JSON per set of samples.
 
 RUN/samples.jsonl                       {"name": "eval/samples", "epoch": 10, "samples": [...]} per line
 RUN/samples/eval-samples/000010/00.png   the first sample's image
@@ -21,7 +21,7 @@ SAMPLES = "samples.jsonl"
 
 @dataclass(frozen=True)
 class StoredSample:
-    """One sample as it was written: numbers and texts, and where its pictures lie.
+    """One sample as it lies on disk: its numbers and texts, and the paths of its pictures.
 
     image: path of the picture. overlays: {scorer: path of its map over the image, or None where the map was not valid}.
     """
@@ -70,7 +70,7 @@ def _save_sample(run_dir: Path, folder: Path, index: int, sample: Sample) -> dic
 
 
 def read_samples(run_dir: Path) -> list[SampleSet]:
-    """The sets of a run, in the order of their epochs; of two with one name and epoch, the later line."""
+    """The sets of a run, in the order of their epochs. If two have the same name and epoch, the later line counts."""
     sets = {}
     for row in read_rows(run_dir / SAMPLES):
         samples = [_stored(run_dir, sample) for sample in row["samples"]]

@@ -1,6 +1,6 @@
-"""A run, or several, as one HTML page that needs nothing but itself: no server, no network.
+"""Writes one run, or several, as a single HTML page that needs no other file, no server and no network.
 
-`python scripts/report.py RUN...` writes it, and the trainer writes a run's own after each evaluation.
+`python scripts/report.py RUN...` writes it. The trainer writes the page of its run after each evaluation.
 """
 
 import base64
@@ -20,13 +20,13 @@ from flow_grpo.training.json_lines import read_rows
 from flow_grpo.training.report.charts import Chart, Rows, charts, compared
 from flow_grpo.training.report.gallery import SampleSet, StoredSample, read_samples
 
-METRICS, CONFIG = "metrics.jsonl", "config.json"  # of a run's folder
-OF_ONE_RUN = ("name", "seed", "run_dir", "resume_from")  # fields that make no other configuration
+METRICS, CONFIG = "metrics.jsonl", "config.json"  # files in a run's folder
+OF_ONE_RUN = ("name", "seed", "run_dir", "resume_from")  # runs that differ only in these have the same configuration
 
-NUM_EPOCHS_SHOWN = 12  # sets of samples under the slider, spread evenly; the first and the last are always there
+NUM_EPOCHS_SHOWN = 12  # sets of samples under the slider, evenly spread, with the first and the last
 NUM_SAMPLES_SHOWN = 16
 LARGEST_SIDE = 384  # pixels of an embedded picture
-LOSSLESS_UP_TO = 128  # a JPEG smears small pictures
+LOSSLESS_UP_TO = 128  # pixels; JPEG would blur smaller pictures
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RunData:
 
 
 def read_run(run_dir: Path, defaults: Mapping[str, Any] | None = None) -> RunData:
-    """Read a run's folder. defaults: the fields of config/base.py, nested; without them no change is shown.
+    """Read a run's folder. defaults: the fields of config/base.py, nested; None shows no changes.
 
     Raises ValueError where the folder holds no run.
     """
@@ -56,7 +56,7 @@ def read_run(run_dir: Path, defaults: Mapping[str, Any] | None = None) -> RunDat
     path = run_dir / CONFIG
     config = flat(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
     base = flat(defaults or {})
-    # a list in JSON was a tuple in the configuration
+    # compared as JSON, where a tuple of the configuration has become a list
     changes = {k: v for k, v in config.items() if base and json.dumps(v) != json.dumps(base.get(k))}
     changes.pop("run_dir", None)
     return RunData(run_dir.name, rows, read_samples(run_dir), config, changes)
@@ -74,14 +74,14 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def write_report(path: Path, runs: Sequence[RunData]) -> None:
-    """Write the page; it appears whole or not at all."""
+    """Write the page. The file appears whole or not at all."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(render(runs), encoding="utf-8")
     os.replace(temporary, path)
 
 
 def render(runs: Sequence[RunData]) -> str:
-    """The page's text. Prompts, names and values are strangers' text: jinja2 escapes them, JSON is escaped for scripts."""
+    """The page as HTML. Prompts, names and values are untrusted: jinja2 escapes them, and the JSON is escaped for scripts."""
     folder = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
     pictures = _Pictures()
@@ -101,14 +101,14 @@ def render(runs: Sequence[RunData]) -> str:
         alarms=[(run.name, *alarm) for run in runs for alarm in alarms(run.rows)],
         style=(folder / "style.css").read_text(encoding="utf-8"),
         script=(folder / "script.js").read_text(encoding="utf-8"),
-        # "</script>" inside a prompt would end the script
+        # A "</script>" inside a prompt would end the script.
         data=json.dumps(data, allow_nan=False, default=str).replace("<", "\\u003c"),
         written=time.strftime("%Y-%m-%d %H:%M"),
     )
 
 
 def summary(run: RunData) -> list[tuple[str, float, float]]:
-    """(metric, at the first evaluation, at the last), of the evaluations' main numbers."""
+    """The main numbers of the evaluations, as (metric, value at the first evaluation, value at the last)."""
     evaluations = [row for row in run.rows if "eval/reward" in row]
     if not evaluations:
         return []
@@ -118,7 +118,7 @@ def summary(run: RunData) -> list[tuple[str, float, float]]:
 
 
 def alarms(rows: Rows) -> list[tuple[str, int]]:
-    """(alarm, the epoch in which it first rang)."""
+    """The alarms that rang, as (alarm, the first epoch in which it rang)."""
     rang = {}
     for row in rows:
         for name, value in row.items():
@@ -140,7 +140,10 @@ def _comparison(runs: Sequence[RunData]) -> list[Chart]:
 
 
 def _label(run: RunData, differing: Sequence[str]) -> str:
-    """Runs that differ by their seed alone share the part before " seed ". differing: fields, of all runs of the page."""
+    """The label of a run. Runs that differ only in their seed have the same text before " seed ".
+
+    differing: the fields in which the runs of the page differ.
+    """
     if not run.config:
         return run.name
     values = ", ".join(f"{name.rpartition('.')[2]}={run.config[name]}" for name in differing if name in run.config)
@@ -178,7 +181,7 @@ def _tile(sample: StoredSample, pictures: "_Pictures") -> dict[str, Any]:
 
 
 def _before_after(run: RunData, pictures: "_Pictures") -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """(prompt, its sample in the first evaluation, its sample in the last)."""
+    """Samples to compare, as (prompt, its sample in the first evaluation, its sample in the last)."""
     sets = [each for each in run.sample_sets if each.name.startswith("eval/")]
     if len(sets) < 2:
         return []
