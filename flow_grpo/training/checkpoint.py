@@ -52,7 +52,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of a run at the start of an epoch, as whole tensors on the CPU. A checkpoint is written from it, now or later.
+    """A copy of a run at the start of an epoch, as whole tensors on the CPU. Checkpoints are written from it.
 
     weights: the adapter's weights. averaged: their averages. state: what `load_checkpoint` reads.
     rng: the random states of every process.

@@ -148,7 +148,7 @@ def _fsdp2_plugin() -> FullyShardedDataParallelPlugin:
     plugin = FullyShardedDataParallelPlugin()  # reads what the launcher says
     if plugin.fsdp_version != 2:
         raise ValueError(f"fsdp_version {plugin.fsdp_version} is not supported; launch with fsdp_version: 2")
-    # No policy: the weights have the right types, and autocast does the rest. FSDP2 would also round the timesteps to half.
+    # No policy: the weights have the right types, and autocast does the rest. FSDP2 would round the timesteps, too.
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return plugin
 

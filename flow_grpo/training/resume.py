@@ -70,14 +70,14 @@ def check_branch(run_dir: Path, path: Path) -> None:
 
 
 def set_damaged_aside(run_dir: Path, epoch: int) -> None:
-    """Rename the checkpoints newer than the epoch that the run goes on from. `check_branch` found all of them damaged."""
+    """Rename the checkpoints after the epoch that the run goes on from. `check_branch` found all of them damaged."""
     for path in list_checkpoints(run_dir):
         if path.name > checkpoint_name(epoch):
             os.replace(path, path.with_name(f"{path.name}.damaged"))
 
 
 def saved_epoch(path: Path) -> int | None:
-    """The epoch that a checkpoint goes on with, found without reading its weights. None where no file or name tells it."""
+    """The epoch that a checkpoint goes on with, found without its weights. None where no file or name tells it."""
     if (path / MANIFEST).is_file():
         return json.loads((path / MANIFEST).read_text(encoding="utf-8"))["epoch"]
     found = re.fullmatch(r"checkpoint-(\d+)", path.name)

@@ -55,7 +55,7 @@ class Sample:
 def make_samples(
     images: np.ndarray, prompts: Sequence[str], scores: Mapping[str, Score], weights: Mapping[str, float]
 ) -> list[Sample]:
-    """The first K images of a batch as samples. images: (K, H, W, 3) uint8. scores: {scorer: score of K images or more}."""
+    """The first K images of a batch as samples. images: (K, H, W, 3) uint8. scores: {scorer: score of >= K images}."""
     total, valid = weighted_sum(scores, weights)
     return [
         Sample(
@@ -81,7 +81,7 @@ def _overlay(index: int, image: np.ndarray, score: Score) -> np.ndarray | None:
 def sheet(samples: Sequence[Sample], columns: int = 8) -> Image.Image:
     """Samples in rows: the images with their labels, then a row of overlays for each map.
 
-    If there are several maps, the name of its scorer stands below each row. A map that is not valid leaves its place white.
+    If there are several maps, each row has the name of its scorer below it. An invalid map leaves its place white.
     """
     names = list(samples[0].overlays)
     blank = np.full_like(samples[0].image, 255)

@@ -20,7 +20,7 @@ from flow_grpo.training.samples import Sample, make_samples
 
 @dataclass(frozen=True)
 class _Batch:
-    """A batch that is being scored. signals: {name: (B,)}. shown: the first images of the batch, kept to look at, uint8."""
+    """A batch that is being scored. signals: {name: (B,)}. shown: its first images, kept to look at, uint8."""
 
     scores: dict[str, Future[Score]]
     group_ids: Tensor
@@ -96,7 +96,7 @@ def _token_map(score: Score, token_grid: tuple[int, int], valid: Tensor) -> Toke
 
 
 def concatenate(parts: Sequence[Scored]) -> Scored:
-    """Join batches, one after the other. Where a part lacks a map, the map is not valid; where it lacks a detail, NaN stands.
+    """Join batches, one after the other. A map that a part lacks is not valid there; a detail that it lacks is NaN there.
 
     Raises RuntimeError where one scorer's maps have several kinds or several neutral values.
     """

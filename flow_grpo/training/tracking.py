@@ -106,7 +106,7 @@ class RunTracker:
             self._wandb.log(table)
 
     def log_evaluation(self, values: Values, epoch: int) -> dict[str, float]:
-        """Store what an evaluation measured per prompt, and warn of the alarms that ring. Returns the alarms as metrics."""
+        """Store what an evaluation measured per prompt, and warn of alarms that ring. Returns the alarms as metrics."""
         metrics = {}
         with self._warning_once():
             metrics, ringing = log_evaluation(self._run_dir, epoch, values)
@@ -126,7 +126,7 @@ class RunTracker:
 
     @contextmanager
     def _warning_once(self) -> Iterator[None]:
-        """Where the disk is full or gone, warn once and lose the rows. A checkpoint, which matters more, raises instead."""
+        """If the disk is full or gone, warn once and lose the rows. A checkpoint matters more, and raises instead."""
         try:
             yield
         except OSError as error:

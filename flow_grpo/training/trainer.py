@@ -105,7 +105,7 @@ class Trainer:
         return epoch
 
     def _is_due(self, epoch: int) -> bool:
-        """Whether to write a checkpoint before the epoch. Before an evaluation we do: it takes long, and a scorer may fail."""
+        """Whether to write a checkpoint before the epoch. An evaluation needs one: it takes long, and a scorer may fail."""
         eval_every = self.config.eval_every
         return epoch % self.config.save_every == 0 or bool(eval_every and epoch % eval_every == 0)
 
@@ -159,7 +159,7 @@ class Trainer:
         self.distributed.wait_for_everyone()
 
     def _train_epoch(self, epoch: int, stop: StopRequest) -> dict[str, float] | None:
-        """Roll out, score, update. Returns None, with nothing changed, if a stop was requested before the first update."""
+        """Roll out, score, update. Returns None, and changes nothing, if a stop comes before the first update."""
         started = time.perf_counter()
         parts, sde, train = self.parts, self._sde(epoch), self.config.train
         scores = PendingScores(parts.scorers, parts.token_grid, self._num_shown(epoch))

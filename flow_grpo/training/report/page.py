@@ -81,7 +81,7 @@ def write_report(path: Path, runs: Sequence[RunData]) -> None:
 
 
 def render(runs: Sequence[RunData]) -> str:
-    """The page as HTML. Prompts, names and values are untrusted: jinja2 escapes them, and the JSON is escaped for scripts."""
+    """The page as HTML. Prompts, names and values are untrusted, so HTML and JSON are escaped."""
     folder = Path(__file__).parent
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
     pictures = _Pictures()
