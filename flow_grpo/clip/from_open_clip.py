@@ -1,4 +1,4 @@
-"""open_clip's models, ViT and ResNet, taken apart into what `parts` asks for."""
+"""Take open_clip's models, ViT and ResNet, apart into ClipParts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,10 @@ from .vit import Block, VitTower, watched
 
 
 def load(name: str, device: torch.device, dtype: torch.dtype) -> ClipParts:
-    """ "ARCHITECTURE/PRETRAINED", such as "RN50/openai", or a name with a scheme such as "hf-hub:laion/..."; weights frozen.
+    """Load a model by name, with frozen weights.
 
-    Raises ImportError without open_clip, ValueError for a tower that is not known here, and what open_clip raises.
+    name: "ARCHITECTURE/PRETRAINED", such as "RN50/openai", or a name with a scheme, such as "hf-hub:laion/...".
+    Raises ImportError if open_clip is missing, ValueError for an unknown kind of tower, and what open_clip raises.
     """
     try:
         import open_clip
@@ -30,7 +31,7 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> ClipParts:
 
 
 def take_apart(model: nn.Module, tokenizer: Any, device: torch.device) -> ClipParts:
-    """A loaded open_clip model with its tokenizer. Raises ValueError for a tower that is neither ViT nor ResNet."""
+    """Take apart a loaded open_clip model with its tokenizer. Raises ValueError for a tower that is neither ViT nor ResNet."""
     visual = model.visual
     if hasattr(visual, "layer4") and hasattr(visual, "attnpool"):
         tower = _resnet_tower(visual)
@@ -51,7 +52,7 @@ def take_apart(model: nn.Module, tokenizer: Any, device: torch.device) -> ClipPa
 
 @dataclass(frozen=True, eq=False)
 class ResNetTower:
-    """A modified ResNet: its stages' outputs are the feature maps, and the head reads all places of the last one.
+    """CLIP's modified ResNet. Its stages' outputs are the feature maps; the head reads all places of the last one.
 
     stages: layer1 (with the stem before it) to layer4, each (B, C, ., .) -> (B, C, ., .). head: layer4's output -> (B, E).
     grid: (rows, cols) of layer4.
@@ -81,7 +82,7 @@ class ResNetTower:
         record = Record()
         hidden = pixels.to(self.dtype)
         for index, stage in enumerate(self.stages):
-            # a stage's own output is what is watched, so the graph begins behind it
+            # the stage's output is watched, so the graph begins after the stage
             with torch.set_grad_enabled(index > request.first_block or request.pixels):
                 hidden = stage(hidden)
             if index in request.features:

@@ -1,4 +1,4 @@
-"""transformers' CLIP taken apart into what `parts` asks for."""
+"""Take transformers' CLIP apart into ClipParts."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,10 +14,10 @@ BICUBIC = 3  # Pillow's number, as preprocessor_config.json writes it
 
 
 def load(name: str, device: torch.device, dtype: torch.dtype) -> ClipParts:
-    """A hub id or folder, its weights frozen.
+    """Load a hub id or a local folder, with frozen weights.
 
-    Raises ImportError without transformers, ValueError where it is no CLIP or its preprocessing is not CLIP's, OSError as
-    transformers does.
+    Raises ImportError if transformers is missing, ValueError if the model is not a CLIP or its preprocessing is not CLIP's,
+    and OSError as transformers does.
     """
     try:
         from transformers import AutoConfig, AutoTokenizer, CLIPModel, ImageProcessingMixin
@@ -29,13 +29,13 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> ClipParts:
     model = CLIPModel.from_pretrained(name).to(device, dtype).eval().requires_grad_(False)
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
-    except OSError:  # a model saved without its processor
+    except OSError:  # the model was saved without its processor
         settings = {}
     return take_apart(model, AutoTokenizer.from_pretrained(name), device, settings)
 
 
 def take_apart(model: nn.Module, tokenizer: Any, device: torch.device, settings: dict | None = None) -> ClipParts:
-    """A loaded CLIPModel with its tokenizer. settings: of its image processor; left out, OpenAI's at the tower's size."""
+    """Take apart a loaded CLIPModel with its tokenizer. settings: its image processor's; None takes OpenAI's at its size."""
     vision = model.vision_model
     config = model.config.vision_config
     patches = (config.image_size // config.patch_size,) * 2
@@ -74,12 +74,12 @@ def _text_embedder(model: nn.Module, tokenizer: Any, device: torch.device) -> Ca
 
     def embed(prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         full = tokenizer(list(prompts), verbose=False)["input_ids"]
-        # one length for all, so that an embedding does not depend on what else is in the batch
+        # pad all prompts to one length, so that an embedding does not depend on the rest of the batch
         tokens = tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         ).to(device)
         features = model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-        embeds = getattr(features, "pooler_output", features)  # a tensor before transformers 5
+        embeds = getattr(features, "pooler_output", features)  # before transformers 5 it is a tensor
         return embeds, torch.tensor([len(ids) > length for ids in full])
 
     return embed

@@ -1,4 +1,4 @@
-"""Load a CLIP model, or take one as it is: one per model, device and dtype in a process."""
+"""Load a CLIP model, or take a loaded one. A process holds one copy per model, device and dtype."""
 
 import copy
 import threading
@@ -14,22 +14,22 @@ from .parts import ClipParts
 DEFAULT_MODEL = "openai/clip-vit-large-patch14"
 
 _LOADING = threading.Lock()
-# Weak: a model goes when its last scorer goes.
+# Weak: a model is freed when its last scorer is.
 _LOADED: WeakValueDictionary[tuple, ClipModel] = WeakValueDictionary()
 
 
 def load_clip(
     model: Any = DEFAULT_MODEL, tokenizer: Any = None, device: str = "cpu", dtype: str | torch.dtype | None = None
 ) -> ClipModel:
-    """A CLIP model, loaded or taken as it is.
+    """Load a CLIP model, or take a loaded one.
 
     model: a hub id or local folder of transformers; "open_clip:ARCHITECTURE/PRETRAINED" such as "open_clip:RN50/openai";
         a loaded model of either library, alone with `tokenizer` or as a pair (model, tokenizer); or a ClipModel.
-    dtype: "float32", "float16" or "bfloat16" (or torch's) of the towers; None means float32, or for a loaded model its own.
-        Heads, scores and maps are fp32 in any case.
-    One model, device and dtype is loaded, or taken apart, once per process and shared. A loaded model is set to evaluation in
-    place; where its dtype or device is another, a copy of it is taken, since others may hold it too.
-    Raises ImportError where a library is missing, ValueError for a model that is no CLIP.
+    dtype: the towers' "float32", "float16" or "bfloat16" (or torch's dtypes). None means float32, or a loaded model's own
+        dtype. Heads, scores and maps are always fp32.
+    Scorers of the same model, device and dtype share one copy per process. A loaded model is set to evaluation mode in
+    place. If its dtype or device must change, a copy is changed, because others may hold the model too.
+    Raises ImportError if a library is missing, and ValueError for a model that is not a CLIP.
     """
     if isinstance(model, ClipModel):
         if tokenizer is not None or dtype is not None:
@@ -46,7 +46,7 @@ def load_clip(
         if clip is None:
             parts = _load(model, device, dtype) if isinstance(model, str) else _take(model, tokenizer, device, dtype)
             clip = _LOADED[key] = ClipModel(parts)
-            clip.source = (model, tokenizer)  # keeps the objects whose ids stand in the key
+            clip.source = (model, tokenizer)  # keeps these objects alive, because their ids are in the key
         return clip
 
 
@@ -73,8 +73,8 @@ def _take(model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype |
 
 
 def _differs(model: Any, device: torch.device, dtype: torch.dtype | None) -> bool:
-    """Whether a model would change where it is brought to this device and dtype."""
-    moved = torch.empty(0, device=device).device  # "cuda" is "cuda:0"
+    """Whether moving a model to this device and dtype would change it."""
+    moved = torch.empty(0, device=device).device  # turns "cuda" into "cuda:0"
     return any(
         weight.device != moved or (dtype is not None and weight.is_floating_point() and weight.dtype != dtype)
         for weight in model.parameters()

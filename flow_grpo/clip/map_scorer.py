@@ -1,4 +1,4 @@
-"""What the CLIP map scorers share: from a batch to a Score with an importance map, several maps in one pass."""
+"""What the CLIP map scorers share: they turn a batch into a Score with an importance map; several share one pass."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ from ..score import Score, check_images
 from .model import ClipModel, check_divisor, finite_rewards
 from .trace import Request, Trace
 
-UNIFORM = 0.5  # a map that says nothing of where
-MIN_CONTRAST = 1e-5  # of a map in [0, 1]: below lies the rounding of its spreading
+UNIFORM = 0.5  # the value of a map that points nowhere
+MIN_CONTRAST = 1e-5  # of a map in [0, 1]; a smaller contrast is only rounding error from `spread`
 
 
 class TracedScorer(Protocol):
-    """A scorer that makes its Score of one pass of its model: the CLIP map scorers and `clipscore`."""
+    """A scorer that makes its Score from one pass of its model: the CLIP map scorers and `clipscore`."""
 
     clip: ClipModel
     request: Request
@@ -27,14 +27,15 @@ class TracedScorer(Protocol):
 
 
 class ClipMapScorer(ABC):
-    """A CLIP score with a map of where it came from; a method fills in what it asks of the pass and what it makes of it.
+    """A CLIP score with a map of where it comes from.
 
-    clip: the model, shared between scorers. logit_divisor: the reward is the logit over this.
+    A subclass defines `request`, what it needs from the pass, and `window_map`, the map that it makes from that.
+    clip: the model, shared between scorers. logit_divisor: the reward is the logit divided by this.
 
-    The Score's map has kind "importance". Pixels that CLIP's centre crop cut away hold the mean of the others, so that
-    `token_advantages` weighs them with exactly 1. A map without contrast (Grad-CAM's ReLU may leave all zeros) or with NaN or
-    Inf falls back to uniform, is marked not valid, and counted. An image whose score is NaN or Inf is not valid at all.
-    details: "truncated", 1 where the prompt was longer than the model reads; "fallback", 1 where the map is uniform.
+    The Score's map has kind "importance". CLIP's centre crop cuts some pixels away. They get the mean of the others, so that
+    `token_advantages` weighs them with exactly 1. A map without contrast (Grad-CAM's ReLU may leave only zeros) or with NaN
+    or Inf becomes uniform, and is marked as not valid. An image whose score is NaN or Inf is not valid at all.
+    details: "truncated" is 1 where the prompt was longer than the model reads; "fallback" is 1 where the map is uniform.
     """
 
     request: Request
@@ -47,7 +48,7 @@ class ClipMapScorer(ABC):
 
     @abstractmethod
     def window_map(self, trace: Trace) -> Tensor:
-        """(B, h, w) in [0, 1] for the pixels of the trace's window; anything constant where there is no map."""
+        """(B, h, w) in [0, 1] for the pixels of the trace's window. A constant means that there is no map."""
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
@@ -82,9 +83,9 @@ def score_together(
     prompts: Sequence[str],
     metadata: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Score]:
-    """The Score of each scorer, all from one pass through the model that they share.
+    """The Score of each scorer. They share one model, and all Scores come from one pass through it.
 
-    Raises ValueError for bad input, or scorers of different models.
+    Raises ValueError for bad input, and for scorers of different models.
     """
     check_images(images, prompts, metadata)
     if len({id(scorer.clip) for scorer in scorers}) != 1:
@@ -99,10 +100,10 @@ def score_together(
 
 
 def spread(relevance: Tensor, trace: Trace) -> Tensor:
-    """Relevance of the patches (B, rows, cols), any scale, stretched to [0, 1] and laid over the window's pixels."""
+    """Stretch the relevance of the patches (B, rows, cols), on any scale, to [0, 1], and spread it over the window's pixels."""
     return trace.to_window(normalise(without_gaps(relevance)))
 
 
 def without_gaps(values: Tensor) -> Tensor:
-    """Maps (B, ., .) with those that hold NaN or Inf anywhere set to zero."""
+    """Maps (B, ., .). A map that holds a NaN or Inf anywhere becomes zero."""
     return torch.where(values.isfinite().all(dim=2).all(dim=1)[:, None, None], values, 0)

@@ -1,4 +1,4 @@
-"""A CLIP model as our scorers use it: prompts embedded once, one pass for several maps."""
+"""A CLIP model as our scorers use it: it embeds each prompt once, and several maps share one pass."""
 
 import logging
 import math
@@ -18,11 +18,11 @@ from .trace import Contributions, Differentiated, Request, Trace
 
 logger = logging.getLogger(__name__)
 
-# Flow-GRPO's: a reward is the logit (100 times the cosine for OpenAI's models) over this. 100 gives their plain cosine.
+# From Flow-GRPO: reward = logit / LOGIT_DIVISOR. OpenAI's logit is 100 * cosine, so a divisor of 100 gives the cosine.
 LOGIT_DIVISOR = 30.0
 NUM_CACHED_PROMPTS = 4096
 
-# In fp16 the gradient of a score by an activation may lie under the smallest number: multiplied before, divided after.
+# In fp16 the gradient with respect to an activation may underflow: we multiply by this before, and divide by it after.
 _FP16_GRADIENT_SCALE = 2.0**8
 
 
@@ -31,19 +31,19 @@ class ClipModel:
 
     def __init__(self, parts: ClipParts):
         self._parts = parts
-        self.source: object = None  # what it was made of, where that must live as long
+        self.source: object = None  # the objects that it was made from, if they must live as long
         self._lock = threading.Lock()
         self._texts: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
 
     def resizing(self, resize: str) -> "ClipModel":
-        """The same model, its texts and its lock, behind another filter; itself where that is its own already."""
+        """The same model, with its text cache and its lock, behind another resize filter. Returns itself if it has that filter."""
         if resize == self.preprocess.resize:
             return self
-        # torchvision's Resize and CenterCrop go together
+        # torchvision's CenterCrop goes with its Resize
         preprocess = replace(self.preprocess, resize=resize, rounded_offset=resize == "bilinear")
         other = ClipModel(replace(self._parts, preprocess=preprocess))
         other._lock, other._texts = self._lock, self._texts
-        other._source = self  # alive, so that another scorer finds the model loaded
+        other._source = self  # keeps it alive, so that another scorer finds it loaded
         return other
 
     @property
@@ -59,16 +59,16 @@ class ClipModel:
         return self._parts.logit_scale
 
     def embed_texts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Unit embeddings (B, E) fp32 and truncated (B,) bool, both on the model's device; each prompt is embedded once."""
+        """Unit embeddings (B, E) fp32 and truncated (B,) bool, both on the model's device. Each prompt is embedded once."""
         # one thread at a time: tokenizers of the tokenizers library raise when two threads set their truncation
         with self._lock, outside_inference(), torch.no_grad():
             found = {prompt: self._texts[prompt] for prompt in prompts if prompt in self._texts}
             for prompt in dict.fromkeys(prompts):
                 if prompt not in found:
-                    # Alone: the encoder's last bit depends on its batch, and a resumed run would meet other company.
+                    # Alone: the encoder's last bit depends on the batch, and a resumed run would have other batches.
                     embeds, truncated = self._parts.embed_texts([prompt])
                     found[prompt] = F.normalize(embeds.float(), dim=1)[0], truncated.to(embeds.device)[0]
-            for prompt in found:  # the most recently used last
+            for prompt in found:  # the most recently used prompt stands last
                 self._texts[prompt] = found[prompt]
                 self._texts.move_to_end(prompt)
             while len(self._texts) > NUM_CACHED_PROMPTS:
@@ -77,10 +77,10 @@ class ClipModel:
         return torch.stack(embeds), torch.stack(truncated)
 
     def trace(self, images: Tensor, prompts: Sequence[str], request: Request = Request()) -> Trace:  # noqa: B008 frozen
-        """One pass: images (B, 3, H, W), float in [0, 1], any device, with their prompts.
+        """Run one pass on images (B, 3, H, W), float in [0, 1], on any device, with their prompts.
 
         Works under an outer no_grad, inference_mode or autocast, and leaves no .grad, hook or graph behind. Samples are
-        independent, so the gradient of the batch's sum is each image's own. Raises ValueError as the tower's check.
+        independent, so the gradient of the batch's sum is each image's own gradient. Raises ValueError as the tower's `check`.
         """
         self.tower.check(request)
         device = self._parts.device
@@ -123,7 +123,7 @@ class ClipModel:
         )
 
     def _gradients(self, logits: Tensor, watched: list[Tensor]) -> list[Tensor]:
-        """The gradient of each image's logit by each of the tensors, fp32."""
+        """The gradient of each image's logit with respect to each of the tensors, fp32."""
         if not watched:
             return []
         scale = _FP16_GRADIENT_SCALE if self.tower.dtype == torch.float16 else 1.0
@@ -138,7 +138,7 @@ def check_divisor(logit_divisor: float) -> None:
 
 
 def finite_rewards(rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """Rewards (B,) with a placeholder in the place of those that are not finite, and valid (B,)."""
+    """Rewards (B,), with a placeholder where one is not finite, and valid (B,), False there."""
     valid = rewards.isfinite()
     if not valid.all():
         logger.warning(

@@ -1,4 +1,4 @@
-"""A CLIP model of any library, taken apart into what our scorers need."""
+"""The parts that our scorers need from a CLIP model of any library."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class Tower(Protocol):
 class ClipParts:
     """A model of any library taken apart.
 
-    embed_texts: prompts -> embeddings (P, E), any scale, and truncated (P,) bool. Need not be safe in threads.
-    logit_scale: what the model multiplies cosines with.
+    embed_texts: prompts -> embeddings (P, E), any scale, and truncated (P,) bool. It need not be safe in threads.
+    logit_scale: the model's factor from cosines to logits.
     """
 
     tower: Tower

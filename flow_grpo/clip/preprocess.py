@@ -1,7 +1,7 @@
-"""CLIP's image preprocessing in torch, differentiable, and the way back: from the tower's cells to the image's pixels.
+"""CLIP's image preprocessing in torch, differentiable. Also the way back, from the tower's cells to the image's pixels.
 
-Both directions are separable, so each is one small matrix for the rows and one for the columns. That makes the crop free
-(only the rows and columns that survive it are computed) and any size and aspect ratio cheap.
+Both directions are separable: each is one small matrix for the rows and one for the columns. So the crop is free (only the
+rows and columns that survive it are computed), and every size and aspect ratio is cheap.
 """
 
 import math
@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Of the OpenAI models, and of most that came after.
+# Of OpenAI's models, and of most later ones.
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 RESIZES = ("bicubic", "bilinear")
 
-PILLOW_ONE = 2**22  # Pillow's weights are integers, in units of one part in so many
+PILLOW_ONE = 2**22  # Pillow's weights are integers; this one stands for 1.0
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class ClipPreprocess:
     crop: (height, width) that the tower reads.
     shortest_edge: what the image's shorter edge is resized to, its aspect kept; None squashes the image to the crop.
     mean, std: per channel, for values in [0, 1].
-    rounded_offset: where an odd number of pixels is cut away, begin at Python's round of the half (torchvision, thus
-        open_clip) instead of its floor (transformers).
-    resize: "bicubic", as the model's own processor does it, or "bilinear", as Flow-GRPO's clipscore does it.
-    Raises ValueError where the crop would be larger than the resized image, and for an unknown filter.
+    rounded_offset: where the crop begins if an odd number of pixels n is cut away: True is round(n / 2), as in torchvision
+        and open_clip; False is n // 2, as in transformers.
+    resize: "bicubic", as in the model's own processor, or "bilinear", as in Flow-GRPO's clipscore.
+    Raises ValueError if the crop would be larger than the resized image, and for an unknown filter.
     """
 
     crop: tuple[int, int]
@@ -53,10 +53,10 @@ class ClipPreprocess:
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), float in [0, 1], as the tower reads them: (B, 3, *crop) fp32.
 
-        "bicubic" equals the model's own processor on the same image in 8 bits, but for a level at a few pixels of some sizes.
-        Like Pillow it keeps 8 bits after each of the two passes; the gradient takes that rounding for the identity (a
-        straight-through estimator) and is zero where a value is clamped. "bilinear" equals torchvision's Resize of the float
-        image, which rounds nothing.
+        "bicubic" equals the model's own processor on the same 8-bit image. At some sizes a few pixels differ by one level.
+        Like Pillow, it rounds to 8 bits after each of the two passes. The gradient treats this rounding as the identity (a
+        straight-through estimator), and is zero where a value is clamped. "bilinear" equals torchvision's Resize of the
+        float image, which does not round.
         """
         cuts = [self._cut(axis, images.shape[2:]) for axis in (0, 1)]
         if self.resize == "bilinear":
@@ -66,19 +66,19 @@ class ClipPreprocess:
             return self._normalised(whole[..., rows, cols])
         # fp64: where TF32 is allowed, fp32 products would be off by levels, and maps by more than their range allows
         passes = [(axis, cuts[axis].resampling().to(images.device)) for axis in _pass_order(*cuts)]
-        # one by one: fp64 copies of a whole batch could need more memory than the tower
+        # one image at a time: fp64 copies of a whole batch could need more memory than the tower
         levels = torch.stack([_resized(image, passes) for image in images])  # (B, 3, *crop)
         return self._normalised(levels / 255)
 
     def window(self, size: tuple[int, int]) -> tuple[slice, slice]:
-        """Rows and columns of an image of `size` (H, W) that survive the crop: those whose centre lies in it."""
+        """The rows and columns of an image of `size` (H, W) whose centres lie in the crop."""
         rows, cols = (self._cut(axis, size).pixels for axis in (0, 1))
         return rows, cols
 
     def to_window(self, cells: Tensor, size: tuple[int, int]) -> Tensor:
         """Spread maps over the crop's cells (B, rows, cols) to the pixels of `window(size)`: (B, h, w) fp32.
 
-        Bilinear, antialiased where the image has fewer pixels than there are cells; values keep their range.
+        Bilinear; antialiased if the image has fewer pixels than there are cells. Values keep their range.
         """
         rows, cols = (self._cut(axis, size).spreading(cells.shape[1 + axis]).to(cells.device) for axis in (0, 1))
         return (rows @ cells.double() @ cols.T).float()
@@ -100,7 +100,7 @@ class ClipPreprocess:
 
 @dataclass(frozen=True)
 class _Cut:
-    """One axis of the preprocessing: num_pixels are resized to `resized`, of which `length` from `start` on are kept."""
+    """One axis of the preprocessing: num_pixels are resized to `resized` pixels; `length` of them, from `start` on, are kept."""
 
     num_pixels: int
     resized: int
@@ -109,23 +109,23 @@ class _Cut:
 
     @property
     def pixels(self) -> slice:
-        """The pixels whose centre lies in what is kept; at least one."""
+        """The image's pixels whose centres lie in the kept part; at least one."""
         scale = self.num_pixels / self.resized
         first = min(max(math.ceil(self.start * scale - 0.5), 0), self.num_pixels - 1)
         last = min(math.ceil((self.start + self.length) * scale - 0.5), self.num_pixels)
         return slice(first, max(last, first + 1))
 
     def resampling(self) -> Tensor:
-        """(length, num_pixels): each row makes one kept pixel out of the image's."""
+        """(length, num_pixels): each row makes one kept pixel from the image's pixels."""
         scale = self.num_pixels / self.resized
         centres = (self.start + torch.arange(self.length, dtype=torch.float64) + 0.5) * scale
         weights = _weights(centres, self.num_pixels, max(scale, 1.0), _cubic, reach=2.0)
         return (weights * PILLOW_ONE).round() / PILLOW_ONE
 
     def spreading(self, num_cells: int) -> Tensor:
-        """(pixels, num_cells): each row makes one pixel of the window out of the kept part's cells."""
+        """(pixels, num_cells): each row makes one pixel of the window from the cells of the kept part."""
         inside = self.pixels
-        scale = self.resized / self.num_pixels * num_cells / self.length  # cells a pixel
+        scale = self.resized / self.num_pixels * num_cells / self.length  # cells per pixel
         centres = (torch.arange(inside.start, inside.stop, dtype=torch.float64) + 0.5) * scale
         centres = (centres - self.start * num_cells / self.length).clamp(0, num_cells)
         return _weights(centres, num_cells, max(scale, 1.0), _triangle, reach=1.0)
@@ -140,9 +140,9 @@ def _resized(image: Tensor, passes: Sequence[tuple[int, Tensor]]) -> Tensor:
 
 
 def _pass_order(rows: _Cut, cols: _Cut) -> tuple[int, int]:
-    """Which axis is resized first, 0 the height and 1 the width: it shows where a first pass overshoots and is clamped.
+    """Which axis is resized first, 0 for height or 1 for width. It matters where the first pass overshoots and is clamped.
 
-    Pillow 13 begins with a height that loses over twice as many pixels as the width; Pillow 12 never does.
+    Pillow 13 begins with the height if it loses more than twice as many pixels as the width; Pillow 12 never does.
     """
     lost_rows, lost_cols = rows.num_pixels - rows.resized, cols.num_pixels - cols.resized
     return (0, 1) if lost_rows > 2 * max(lost_cols, 0) else (1, 0)
@@ -153,7 +153,7 @@ def _weights(
 ) -> Tensor:
     """(len(centres), num_inputs) fp64: the kernel, widened by `width`, around each centre; every row sums to 1.
 
-    The kernel is cut off at the border and the rest scaled up, as Pillow does.
+    At the border the kernel is cut off, and the rest is scaled up, as in Pillow.
     """
     distance = (torch.arange(num_inputs, dtype=torch.float64) + 0.5 - centres[:, None]) / width
     weights = torch.where(distance.abs() < reach, kernel(distance.abs()), 0)

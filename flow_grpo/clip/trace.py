@@ -1,4 +1,4 @@
-"""What a map may ask of one forward pass through an image tower, and what it gets: several maps share one pass."""
+"""What a map can request from one pass through an image tower, and what it gets. Several maps share one pass."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be kept of a pass; requests are joined with |.
+    """What a pass must keep. Join requests with |.
 
-    pixels: the score's gradient by the images.
+    pixels: the score's gradient with respect to the images.
     features: blocks (ResNet: stages) whose feature map and its gradient are kept.
     attention: blocks whose attention and its gradient are kept, head by head.
     mean_attention: blocks whose attention is kept without a gradient, averaged over heads.
-    contributions: each token's additive share in the score, by block.
+    contributions: each token's additive share of the score, per block.
     """
 
     pixels: bool = False
@@ -29,12 +29,12 @@ class Request:
 
     @property
     def first_block(self) -> float:
-        """The first block that must be recorded for differentiation: those before run without a graph."""
+        """The first block that must be recorded for differentiation. The blocks before it run without a graph."""
         return 0 if self.pixels else min(self.features | self.attention, default=float("inf"))
 
 
 class Differentiated(NamedTuple):
-    """A tensor of the pass and the score's gradient by it, both detached."""
+    """A tensor of the pass, and the score's gradient with respect to it, both detached."""
 
     value: Tensor
     gradient: Tensor
@@ -42,10 +42,10 @@ class Differentiated(NamedTuple):
 
 @dataclass
 class Contributions:
-    """The score as a sum, exact but for rounding; fp32, in units of the logit.
+    """The terms of a sum that is the score, except for rounding. fp32, in units of the logit.
 
-    tokens: (B, L, 1 + N) what each of L blocks' attention brings from the class token and the N patches.
-    mlps: (B, L) each block's MLP. constant: (B,) biases and the class token's own embedding.
+    tokens: (B, L, 1 + N) what the attention of each of L blocks adds from the class token and from the N patches.
+    mlps: (B, L) what each block's MLP adds. constant: (B,) the biases and the class token's own embedding.
     """
 
     tokens: Tensor
@@ -58,7 +58,7 @@ class Contributions:
 
 @dataclass
 class Record:
-    """What a tower hands back: what was asked for and its image embeddings (B, E) fp32, still part of the graph."""
+    """What a tower returns: what was requested, and the image embeddings (B, E) fp32. All is still part of the graph."""
 
     embeds: Tensor | None = None
     features: dict[int, Tensor] = field(default_factory=dict)
@@ -69,13 +69,13 @@ class Record:
 
 @dataclass(frozen=True)
 class Trace:
-    """One batch of B images with a prompt each, after the pass; nothing in it carries a graph.
+    """The result of a pass on B images, each with one prompt. Nothing in it carries a graph.
 
     logits: (B,) fp32, cosine times the model's own logit scale. truncated: (B,) bool, the prompt was too long.
     pixels: the images (B, 3, H, W) as fp32.
     features: {block: (B, rows, cols, C)}. attention: {block: (B, heads, Q, 1 + N)}, mean_attention: {block: (B, Q, 1 + N)};
-        token 0 is the class token, the patches follow row by row; Q is 1 in the last block, of which only the class
-        token's row is ever read, and 1 + N before.
+        token 0 is the class token, the patches follow row by row. Q is 1 in the last block, where only the class
+        token's row is ever read, and 1 + N in the others.
     grid: (rows, cols) of the patches. size: (H, W).
     to_window: spreads maps over the grid to the pixels that survived the crop. window: these pixels' rows and columns.
     """

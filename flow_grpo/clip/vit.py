@@ -1,8 +1,8 @@
-"""A CLIP vision transformer in one layout, whichever library it comes from, run so that a map costs what the score costs.
+"""A CLIP vision transformer, in one layout for all libraries. A pass computes only what a map needs.
 
-Blocks below the first that is differentiated run without a graph; in the last block only the class token's row is computed,
-since nothing else of its output is ever read. That also is why no map can explain the last block's *output* at the patches:
-the score's gradient there is exactly zero.
+The blocks before the first differentiated one run without a graph. In the last block only the class token's row is
+computed, because nothing else of its output is ever read. For the same reason no map can explain the last block's *output*
+at the patches: the score's gradient there is exactly zero.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,10 +19,13 @@ Layer = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One pre-norm transformer block: h + out(attention(norm1(h))), then that + mlp(itself).
+    """One pre-norm transformer block.
 
-    query, key, value, out: linear, (B, T, D) -> (B, T, D). out_transposed: fp32 (B, D) times out's weight.
-    mlp: with its own norm before it, without the residual.
+        h = h + out(attention(norm1(h)))
+        h = h + mlp(h)
+
+    query, key, value, out: linear, (B, T, D) -> (B, T, D). out_transposed: multiplies fp32 (B, D) with out's weight.
+    mlp: includes its own norm, but not the residual.
     """
 
     norm1: Layer
@@ -36,7 +39,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class VitTower:
-    """Patches to embedding.
+    """The image tower: from pixels to an embedding.
 
     embed: pixels (B, 3, H, W) -> tokens (B, 1 + N, D), the class token first, positions added and normalised.
     post_norm: the LayerNorm over the class token before the projection. projection: (E, D), its weight.
@@ -71,7 +74,7 @@ class VitTower:
                 raise ValueError(f"block={block} does not exist; this tower has blocks 0 to {last}, and -1 is the last")
 
     def run(self, pixels: Tensor, texts: Tensor, request: Request) -> Record:
-        """One pass. pixels: (B, 3, H, W) preprocessed fp32. texts: (B, E) fp32, what contributions are measured along."""
+        """One pass. pixels: (B, 3, H, W) preprocessed fp32. texts: (B, E) fp32, for the contributions."""
         with torch.set_grad_enabled(request.pixels):
             hidden = self.embed(pixels.to(self.dtype))  # (B, T, D)
         record = Record()
@@ -101,7 +104,7 @@ class VitTower:
         if index in request.features:
             normed = record.features[index] = watched(normed)
         is_last = index == self.num_blocks - 1
-        queried = normed[:, :1] if is_last else normed  # all that is read of the last block is its class token
+        queried = normed[:, :1] if is_last else normed  # only the class token of the last block is ever read
         query, key, value = (
             self._heads(project(tokens))
             for project, tokens in ((block.query, queried), (block.key, normed), (block.value, normed))
@@ -130,11 +133,11 @@ class VitTower:
 
 
 class _Shares:
-    """Collects what each block adds to the score on the way, as numbers: no activation is kept.
+    """Collects what each block adds to the score while the pass runs. It keeps these numbers, and no activations.
 
-    With the statistics of the final LayerNorm held at their values the head is linear in the residual stream, and the
-    stream's class token is a sum over blocks and tokens (Gandelsman et al., arXiv:2310.05916). A token's share carries the
-    value's bias, since attention sums to 1; the output's bias belongs to the constant.
+    If the mean and variance of the final LayerNorm are held fixed, the head is linear in the residual stream. The stream's
+    class token is a sum over blocks and tokens (Gandelsman et al., arXiv:2310.05916). A token's share includes the bias of
+    `value`, since attention sums to 1. The bias of `out` belongs to the constant.
     """
 
     def __init__(self, tower: VitTower, texts: Tensor, hidden: Tensor):
@@ -159,7 +162,7 @@ class _Shares:
         self._mlps.append(self._along(brought))
 
     def sums(self, class_token: Tensor) -> Contributions:
-        """class_token: (B, D), the stream's last. Scaled to the dot product of embedding and text."""
+        """class_token: (B, D), the stream's last. The sums are scaled to the dot product of embedding and text."""
         variance = class_token.detach().float().var(dim=1, unbiased=False)
         scale = (variance + self._tower.post_norm.eps).rsqrt()  # (B,)
         return Contributions(
@@ -178,6 +181,6 @@ def _attention(query: Tensor, key: Tensor) -> Tensor:
 
 
 def watched(tensor: Tensor) -> Tensor:
-    """The tensor as a part of the graph, which begins here where nothing before it is differentiated."""
-    # a view, not the leaf: what hooks the inputs of modules, such as FlopCounterMode, cannot stand leaves in autograd.grad
+    """The tensor as a part of the graph. The graph begins here if nothing before it is differentiated."""
+    # a view, not the leaf: tools that hook module inputs, such as FlopCounterMode, fail on leaves in autograd.grad
     return tensor if tensor.requires_grad else tensor.requires_grad_().view_as(tensor)

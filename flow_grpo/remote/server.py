@@ -1,6 +1,6 @@
-"""A scorer behind HTTP: every request gets an answer, bounded in size, in time and in number.
+"""A scorer behind HTTP. Every request gets an answer; size, time and number of requests are bounded.
 
-Starlette has the routes and uvicorn the connections; here stand the bounds that neither has.
+Starlette handles the routes and uvicorn the connections. This file adds the bounds that both lack.
 docs/remote-rewards.md has the protocol; scripts/serve_rewards.py starts it.
 """
 
@@ -31,15 +31,15 @@ from .wire import DEFAULT_TOKEN_ENV, decode_batch, encode_score
 logger = logging.getLogger(__name__)
 
 HEAD_TIMEOUT = 10.0  # seconds for a request's line and headers
-MAX_HEAD_BYTES = 8 * 2**10  # a head that comes at once may be twice as long
-LINGER = 2.0  # seconds in which a client may still send what is no longer read
-MORE_CONNECTIONS = 64  # than requests: those that only send their headers, or hear a refusal
-AT_ONCE = 2  # requests whose bodies and answers are in memory: one is scored while another comes or leaves
+MAX_HEAD_BYTES = 8 * 2**10  # a head that arrives in one piece may be twice as long
+LINGER = 2.0  # seconds during which a client may still send bytes that nobody reads
+MORE_CONNECTIONS = 64  # connections beyond max_requests: they still send headers, or receive a refusal
+AT_ONCE = 2  # requests in memory: one is scored while another arrives or its answer leaves
 
 
 @dataclass(frozen=True)
 class Limits:
-    """max_bytes and max_batch: of a request. max_requests: in hand. timeout: seconds for a body, and for an answer."""
+    """max_bytes, max_batch: per request. max_requests: at the same time. timeout: seconds for a body, and for an answer."""
 
     max_bytes: int = 256 * 2**20
     max_batch: int = 256
@@ -48,11 +48,11 @@ class Limits:
 
 
 class RewardServer(uvicorn.Server):
-    """One scorer at one address. `run` serves until `should_exit` is set, and ends when the requests in hand are answered.
+    """One scorer at one address. `run` serves until `should_exit` is set; then it answers its open requests and ends.
 
-    Scorers with `submit` have several batches in hand at a time; the others score one after the other. Bodies are read in
-    their turn, so that memory does not grow with the number of clients.
-    address: host and port; port 0 takes a free one, and `port` tells which.
+    A scorer with `submit` works on several batches at a time; any other scores one after the other. Requests are
+    read in turn, at most AT_ONCE at a time, so memory does not grow with the number of clients.
+    address: host and port; port 0 takes a free port, which `port` then tells.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class RewardServer(uvicorn.Server):
 
 
 class _Connection(H11Protocol):
-    """uvicorn's connection with a deadline for a request's head, one for the answer to leave, and a bound to their number."""
+    """uvicorn's connection, with a deadline for a request's head, one for sending the answer, and a limit to their number."""
 
     def __init__(self, limits: Limits, **options):
         super().__init__(**options)
@@ -97,7 +97,7 @@ class _Connection(H11Protocol):
             self._after(HEAD_TIMEOUT, self._refuse, 408, "the request came too slowly")
 
     def data_received(self, data):
-        # in pieces, since the parser bounds what it waits for, and not what comes at once
+        # in pieces: the parser limits what it buffers, but not what arrives at once
         while self.cycle is None and not self._refused and data:
             super().data_received(data[:MAX_HEAD_BYTES])
             data = data[MAX_HEAD_BYTES:]
@@ -107,7 +107,7 @@ class _Connection(H11Protocol):
             super().data_received(data)
 
     def eof_received(self):
-        """The client has sent all it wants to, or is gone. Returns True, which keeps the connection for the answer."""
+        """The client has sent everything, or is gone. Returns True, which keeps the connection open for the answer."""
         if self._refused:
             return False
         if self.cycle is None:
@@ -129,14 +129,14 @@ class _Connection(H11Protocol):
         super().resume_writing()
 
     def send_400_response(self, msg):
-        """What the parser refuses; called where it raised."""
+        """Answer a request that the parser refuses. uvicorn calls this while it handles the parser's error."""
         if self.cycle is not None:  # in the body: the application answers
             self._end_body()
             return
         try:
             raise
         except h11.RemoteProtocolError as error:
-            # 501 for an encoding that it does not know is the client's error, too
+            # h11 hints 501 for an unknown encoding, which is the client's error, too
             self._refuse(min(error.error_status_hint, 431), f"the request cannot be read: {error}")
 
     def _end_body(self):
@@ -149,7 +149,7 @@ class _Connection(H11Protocol):
         self._timer = self.loop.call_later(seconds, function, *arguments)
 
     def _refuse(self, status: int, reason: str):
-        """Answer before there is a request; close when the client has, as `_Lingering` says."""
+        """Answer before there is a complete request. Close when the client has closed; `_Lingering` says why."""
         self._refused = True
         answer = JSONResponse({"error": reason}, status, {"Connection": "close"})
         lines = [b"HTTP/1.1 %d %s" % (status, HTTPStatus(status).phrase.encode())]
@@ -160,9 +160,9 @@ class _Connection(H11Protocol):
 
 
 class _Lingering:
-    """Closes when the client has the answer and has said all it wants to.
+    """Closes a connection only when the client has the answer and has sent everything.
 
-    With bytes unread, closing would reset the connection under the answer.
+    Closing with unread bytes would reset the connection before the client has read the answer.
     """
 
     def __init__(self, app: ASGIApp):
@@ -190,11 +190,11 @@ class _Lingering:
 
 
 class _Scoring:
-    """`POST /score`, as an application of its own: it holds its turn until its answer has left."""
+    """`POST /score`, as an application of its own. A request keeps its turn until its answer has been sent."""
 
     def __init__(self, scorer: Scorer, limits: Limits, token: str | None, device: str):
         self._scorer, self._limits, self._token, self._device = scorer, limits, token, device
-        # one thread has one heap, too: several would each keep what their largest batch took
+        # one thread also has only one heap; each of several would keep the memory of its largest batch
         self._threads = ThreadPoolExecutor(AT_ONCE if hasattr(scorer, "submit") else 1)
         self._in_hand = 0
         self._at_once = asyncio.Semaphore(AT_ONCE)
@@ -217,10 +217,10 @@ class _Scoring:
             raise HTTPException(401, reason, {"WWW-Authenticate": "Bearer"})
 
     def _content_length(self, request: Request) -> int:
-        """Checked before any of the body is read; h11 has refused what is no number."""
+        """The body's length, checked before the body is read. h11 has already refused a length that is not a number."""
         if "Content-Length" not in request.headers or "Transfer-Encoding" in request.headers:
             raise HTTPException(411, "send the body whole, with its Content-Length")
-        # a type that a browser's form cannot send unasked
+        # a browser's form cannot send this type, so a web page cannot send requests by a form
         if request.headers.get("Content-Type") != "application/octet-stream":
             raise HTTPException(415, "the body must be application/octet-stream")
         length, limit = int(request.headers["Content-Length"]), self._limits.max_bytes
@@ -231,7 +231,7 @@ class _Scoring:
 
     @contextmanager
     def _slot(self):
-        """One of max_requests; 503 where all are taken."""
+        """Take one of max_requests slots; answer 503 if all are taken."""
         if self._in_hand == self._limits.max_requests:
             raise HTTPException(503, "too many requests at a time; try again", {"Retry-After": "1"})
         self._in_hand += 1
@@ -251,7 +251,7 @@ class _Scoring:
         return body
 
     def _score(self, message: bytes) -> bytes:
-        """The answer to a request's body: 400 for a malformed one, 422 for what the scorer refuses, 500 where it fails."""
+        """The answer to a request's body: 400 if it is malformed, 422 if the scorer refuses it, 500 if the scorer fails."""
         submit = getattr(self._scorer, "submit", None)
         try:
             levels, prompts, metadata = decode_batch(message, self._limits.max_batch)
@@ -266,7 +266,7 @@ class _Scoring:
                 score = score.result()
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
-        except Exception as error:  # whatever a scorer raises
+        except Exception as error:  # a scorer may raise anything
             logger.exception("the scorer failed")
             raise HTTPException(500, f"the scorer failed: {type(error).__name__}: {error}") from error
         if not isinstance(score, Score) or len(score.reward) != len(prompts):
@@ -280,12 +280,12 @@ def _routes(scoring: ASGIApp) -> Starlette:
 
     async def refusal(request: Request, error: HTTPException) -> Response:
         reasons = {404: "nothing is here; POST /score and GET /health are", 405: "POST /score, GET /health"}
-        # not a scorer's whole mind: some errors quote what they were given
+        # cut the message: some errors quote their whole input
         reason = reasons.get(error.status_code, error.detail[:1000])
         return JSONResponse({"error": reason}, error.status_code, error.headers)
 
     async def gone(request: Request, error: ClientDisconnect) -> Response:
-        return Response()  # nobody hears it
+        return Response()  # the client is gone
 
     app = Starlette(
         routes=[Route("/score", scoring, methods=["POST"]), Route("/health", health)],

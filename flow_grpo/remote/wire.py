@@ -1,7 +1,7 @@
-"""Batches and scores as bytes, for a scorer behind a network: nothing is unpickled, and nothing received is trusted.
+"""Batches and scores as bytes, for a scorer behind a network. Nothing is unpickled, and everything received is checked.
 
-A message is a safetensors file: named arrays, and texts under `__metadata__`. The safetensors library holds every byte of it
-against its header; here stands what the arrays and texts must be.
+A message is a safetensors file: named arrays, and texts under `__metadata__`. The safetensors library checks every byte of it
+against its header; this file checks the arrays and the texts.
 """
 
 import json
@@ -20,16 +20,16 @@ from ..score import Score
 
 _DTYPES = {"F32": np.dtype("<f4"), "U8": np.dtype("uint8"), "BOOL": np.dtype("bool")}
 
-MAX_HEADER_BYTES = 4 * 2**20  # JSON takes some twenty times its length in memory
+MAX_HEADER_BYTES = 4 * 2**20  # parsed JSON takes about twenty times its length in memory
 MAX_TEXT = 16_384  # characters of a prompt, or of an image's metadata as JSON: more than any text encoder reads
 
 DEFAULT_TOKEN_ENV = "FLOW_GRPO_REWARD_TOKEN"
 
 
 def bearer_token(variable: str | None = None) -> str | None:
-    """The token in an environment variable; without a name, in DEFAULT_TOKEN_ENV, or None where that is not set.
+    """The token in an environment variable. Without a name, DEFAULT_TOKEN_ENV is read; if that is not set, returns None.
 
-    Raises ValueError where a named variable is not set, or a token cannot stand in a header.
+    Raises ValueError if a named variable is not set, or if the token cannot stand in a header.
     """
     token = os.environ.get(variable or DEFAULT_TOKEN_ENV)
     if variable and not token:
@@ -42,8 +42,8 @@ def bearer_token(variable: str | None = None) -> str | None:
 def encode_batch(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None) -> bytes:
     """A batch as a request. images: (B, H, W, 3) uint8 RGB, as `to_uint8` gives them.
 
-    metadata: None or empty, or mappings that JSON can hold; a tuple arrives as a list.
-    Raises ValueError for what has no JSON or no UTF-8.
+    metadata: None, empty, or one mapping per image that JSON can hold. A tuple arrives as a list.
+    Raises ValueError for a value that JSON or UTF-8 cannot hold.
     """
     try:
         texts = {"prompts": _json(list(prompts))}
@@ -71,7 +71,7 @@ def decode_batch(message: bytes, max_batch: int) -> tuple[Tensor, list[str], lis
 
 
 def encode_score(score: Score) -> bytes:
-    """A score as an answer: numbers in fp32, so that a scorer of fp32 gives the same bits here and elsewhere."""
+    """A score as an answer: all numbers in fp32, so an fp32 scorer gives the same bits here as in the caller's process."""
     numbers = {"reward": score.reward} | {f"details/{name}": values for name, values in score.details.items()}
     texts = {}
     if score.reward_map is not None:
@@ -84,7 +84,7 @@ def encode_score(score: Score) -> bytes:
 
 
 def decode_score(message: bytes, batch_size: int) -> Score:
-    """The score of batch_size images, on the CPU. Raises ValueError for anything else, and for what Score refuses."""
+    """The score of batch_size images, on the CPU. Raises ValueError for any other message, and for what Score refuses."""
     arrays, texts = unpack(message)
     details = {name for name in arrays if name.startswith("details/")}
     _expect("arrays", arrays, {"reward", "valid", "map_valid"}, {"reward_map"} | details)
@@ -129,7 +129,7 @@ def unpack(message: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         if entry["dtype"] == "BOOL" and (array > 1).any():
             raise ValueError(f"array {name[:80]!r} has flags other than 0 and 1")
         arrays[name] = array.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    header = json.loads(message[8 : 8 + length])  # the library has read it, but keeps the texts to itself
+    header = json.loads(message[8 : 8 + length])  # the library has parsed it, but does not hand out the texts
     texts = header.pop("__metadata__", None) or {}
     if any(entry.keys() != {"dtype", "shape", "data_offsets"} for entry in header.values()):
         raise ValueError("an array has dtype, shape and data_offsets, and nothing else")
@@ -137,7 +137,7 @@ def unpack(message: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def _json(value: Any) -> str:
-    """JSON without NaN. Raises ValueError for what has none, or no UTF-8."""
+    """A value as JSON without NaN. Raises ValueError if JSON or UTF-8 cannot hold it."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     text.encode()
     return text
@@ -164,7 +164,7 @@ def _list_of(kind: type, what: str, text: str, length: int) -> list[Any]:
 
 
 def _check_lengths(prompts: Iterable[str], entries: Iterable[str]) -> None:
-    """A scorer's work grows with its texts, so that one request could keep a server from all others."""
+    """Refuse long texts. A scorer's work grows with its texts, so one long request could block a server for all others."""
     for what, texts in (("a prompt", prompts), ("an image's metadata", entries)):
         longest = max(map(len, texts), default=0)
         if longest > MAX_TEXT:

@@ -1,7 +1,7 @@
-"""The best way to show one target by lines in reading order: each line stands for a span of it, and together they are all of it.
+"""Find the lines that show one target best. In reading order, each stands for a span; the spans make up the whole target.
 
-A span begins and ends where a line may break. It may also end within a word where the next line goes on from this one
-(`steps_within_words`): so stacked letters, and the halves of a word broken at a hyphen, are that word.
+A span begins and ends where a line may break. It may also end within a word if the next line continues that word
+(`steps_within_words`). So stacked letters form one word, and so do the halves of a word that is broken at a hyphen.
 
 Worked example. Target "BIG SALE", lines "BIG" and "SAL", confidences 1. "BIG" stands for "big": three of three letters agree.
 "SAL" stands for "sale": three of four. The target's reward is (3 + 3) / (3 + 4) = 6/7.
@@ -22,18 +22,21 @@ _EAST_ASIAN = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _HYPHENS = r"\-\u00ad\u2010-\u2015\u2212"
 _UNBROKEN = re.compile(rf"[{_EAST_ASIAN}]|[^\s{_EAST_ASIAN}{_HYPHENS}/]*[{_HYPHENS}/]|[^\s{_EAST_ASIAN}{_HYPHENS}/]+")
 _HYPHEN = re.compile(f"[{_HYPHENS}]")
-# Decides between equals, far below any difference in reward that matters: fewer lines, then the more alike, then the larger.
+# Breaks ties: fewer lines win, then higher similarity, then larger boxes. It is far below any difference in reward.
 TIE = 1e-7
-# A line stands for at most this many times its own length, one word, or this many characters.
+# A line stands for at most _LONGEST times its own length, one word, or _SHORT_TARGET characters, whichever is longest.
 _LONGEST, _SHORT_TARGET = 2, 16
-# A longer word may break anywhere, like a text in a script without spaces (Thai).
+# A longer word may break anywhere. It may be a text in a script without spaces, such as Thai.
 _LONGEST_WORD = 40
-# Lines that are tried as parts of one target: those with the most letters in common.
+# At most this many lines are tried as parts of one target: those that share the most letters with it.
 _MAX_LINES = 256
 
 
 class Part(NamedTuple):
-    """A line that stands for target[start:end]. size: the longer's length; agreement: size less their edit distance."""
+    """A line that stands for a span, target[start:end].
+
+    size: the length of the line or of the span, whichever is longer. agreement: size - their edit distance.
+    """
 
     line: int
     confidence: float
@@ -52,20 +55,20 @@ class Part(NamedTuple):
         return self.confidence * self.agreement / self.size
 
 
-# A target's lines in reading order; none where nothing shows it.
+# A target's parts in reading order; empty if no line shows it.
 Rendering = list[Part]
 
 
 def reward_of(rendering: Rendering) -> float:
-    """The mean of its lines' rewards, weighted by their sizes; 0 for none."""
+    """The mean of the parts' rewards, weighted by their sizes; 0 for an empty rendering."""
     total = sum(part.size for part in rendering)
     return sum(part.confidence * part.agreement for part in rendering) / total if rendering else 0.0
 
 
 class _Fit(NamedTuple):
-    """How well a line shows each span of a target, by the span's end (0 to n) and its length (1 to `width`).
+    """How well a line shows each span of a target. Rows: the span's end (0 to n); columns: its length (1 to `width`).
 
-    agreement, size: (n + 1, width), as a Part's; the agreement is 0 where the span would begin before the target.
+    agreement, size: (n + 1, width), as in Part. The agreement is 0 where the span would begin before the target.
     """
 
     agreement: np.ndarray
@@ -73,9 +76,9 @@ class _Fit(NamedTuple):
 
 
 class TargetLines:
-    """What the lines of an image, given in reading order, make of one target.
+    """Fits the lines of an image, given in reading order, to one target.
 
-    text: the target, normalised. texts: of the lines, normalised. steps: `steps_within_words` of the lines.
+    text: the target, normalised. texts: the lines' texts, normalised. steps: `steps_within_words` of the lines.
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class TargetLines:
         self._within_word[self._breaks] = False
         self._longest = max(int(np.diff(self._breaks).max()), _SHORT_TARGET)
         self._fits: dict[str, _Fit] = {}  # by the line's text
-        # a wrong letter of a stacked word has nothing in common with it, and yet joins those above and below
+        # keep these lines: a wrong letter in a stacked word shares nothing with the word, but joins the letters around it
         followed = {step.line for goes_on in steps for step in goes_on}
         self._beside = [bool(goes_on) or line in followed for line, goes_on in enumerate(steps)]
         self._in_common = np.array([_letters_in_common(text, self.text) for text in texts])
@@ -103,20 +106,24 @@ class TargetLines:
         end = len(self.text) if end is None else end
         text, span = self._texts[line], self.text[start:end]
         if _HYPHEN.match(text[-1:]) and self._within_word[end] and not _HYPHEN.match(span[-1:]):
-            text = text[:-1]  # the mark of a word that goes on in the next line
+            text = text[:-1]  # drop the hyphen of a word that goes on in the next line
         size = max(len(text), len(span))
         return Part(line, self._confidences[line], span, start, end, size, size - edit_distance(text, span))
 
     def best_rendering(self, lines: Sequence[int]) -> Rendering:
-        """The rendering of the largest reward by these lines, in reading order; none where no line agrees in a letter.
+        """The rendering by these lines (in reading order) with the largest reward. Empty if no line agrees in any letter.
 
-        The reward is a ratio, the summed gains of the parts by their summed sizes. Dinkelbach's method (1967): find the
-        chain of parts with the largest sum of gain - price * size, the price being the best reward so far, until that grows
-        no more.
+        The reward is a ratio, which Dinkelbach's method (1967) maximises:
+
+            reward = sum of the parts' gains / sum of their sizes
+            price  = the best reward so far
+            chain  = the parts with the largest sum of gain - price * size
+
+        The last two steps repeat until the reward no longer grows.
         """
         useful = [line for line in lines if self._in_common[line] or self._beside[line]]
         best: Rendering = []
-        for line in useful:  # of equals the first
+        for line in useful:  # the first one wins a tie
             if self.part(line).reward > reward_of(best) + TIE / 2:
                 best = [self.part(line)]
         surest = max((self._confidences[line] for line in useful), default=0.0)
@@ -124,7 +131,7 @@ class TargetLines:
             surplus = [len(text) - common for text, common in zip(self._texts, self._in_common)]
             likely = sorted(useful, key=lambda line: surplus[line] - self._in_common[line])
             useful = sorted(likely[:_MAX_LINES])
-        while reward_of(best) < surest - TIE:  # no rendering is better than its surest line
+        while reward_of(best) < surest - TIE:  # no rendering can beat the confidence of its surest line
             chain = self._best_chain(useful, price=reward_of(best))
             if reward_of(chain) <= reward_of(best) + TIE:
                 break
@@ -132,9 +139,11 @@ class TargetLines:
         return best
 
     def _best_chain(self, lines: Sequence[int], price: float) -> Rendering:
-        """The parts, at most one per line, that follow one another from the target's start to its end, of the largest value.
+        """The chain of parts with the largest value: at most one part per line, from the target's start to its end.
 
-        A part's value is its gain (confidence * agreement) less price * size; a letter that no part covers costs the price.
+            value of a part = confidence * agreement - price * size
+
+        A letter that no part covers costs the price.
 
         Worked example. Target "BIG SALE" (n = 7), lines 0 "BIG" and 1 "SAL", price 0.5.
             Line 0 as "big": 3 - 0.5 * 3 = 1.5, which ends at 3.    Line 0 as "bigsale": 3 - 0.5 * 7 = -0.5, which ends at 7.
@@ -144,13 +153,13 @@ class TargetLines:
         positions = np.arange(n + 1)
         # best[p]: the value of the best chain that covers text[:p]; came[p]: its last line (-1: none) and where that ends
         best, came = np.where(positions > 0, -np.inf, 0.0), [(-1, 0)] * (n + 1)
-        if n > self._longest:  # a shorter target has a span for every way to leave letters out
+        if n > self._longest:  # a shorter target needs no gaps: a span can cover any omitted letters
             best = -price * positions
         ends: dict[int, np.ndarray] = {}  # line -> the value of the best chain whose last part is that line, by its end
         links: dict[int, tuple] = {}  # line -> the length of that part, by its end, and what comes before, by its start
         for line in lines:
             fit = self._fit(line)
-            # 1. where this line may begin: at a break, or within a word where it goes on from a line before it
+            # 1. where this line may begin: at a break, or within a word that it continues from an earlier line
             begin, before = np.where(self._within_word, -np.inf, best), list(came)
             for step in self._steps[line]:
                 if step.line in ends:
@@ -160,7 +169,7 @@ class TargetLines:
             # 2. the best span for each end
             starts = positions[:, None] - np.arange(1, fit.agreement.shape[1] + 1)  # (n + 1, width)
             value = begin[starts.clip(0)] + self._confidences[line] * fit.agreement - price * fit.size - TIE
-            # a piece of a word may be all wrong: it then stands in the place of as many letters
+            # a piece of a word may be all wrong: it then takes the place of as many letters
             wrong_piece = self._within_word[:, None] | self._within_word[starts.clip(0)]
             wrong_piece &= positions[:, None] - starts == len(self._texts[line])
             wrong_piece &= fit.agreement == 0
@@ -168,7 +177,7 @@ class TargetLines:
             value = np.where((starts >= 0) & (wrong_piece | (fit.agreement > 0)), value, -np.inf)
             length = value.argmax(axis=1)
             ends[line], links[line] = value[positions, length], (length + 1, before)
-            # 3. chains that this line makes better, at its end and, with the letters after it left out, behind it
+            # 3. chains that this line improves: those that end where it ends, and longer ones that leave out the letters after it
             left_out, end, at_end = -np.inf, 0, ends[line].tolist()
             for p in self._breaks:
                 if at_end[p] > left_out - price * p + TIE / 2 or n <= self._longest:
@@ -199,7 +208,7 @@ class TargetLines:
         agreement, shorter = _agreements(codes, target, width)
         size = np.maximum(len(text), np.arange(1, width + 1))[None].repeat(len(target) + 1, axis=0)
         if len(text) > 1 and _HYPHEN.match(text[-1]):
-            # within a word the hyphen is no letter of it
+            # within a word the hyphen does not count as a letter
             rows = self._within_word & np.array([True, *(not _HYPHEN.match(char) for char in self.text)])
             agreement[rows] = shorter[rows]
             size[rows] = np.maximum(len(text) - 1, np.arange(1, width + 1))
@@ -208,9 +217,9 @@ class TargetLines:
 
 
 def _breaks(target: str, text: str, normalisation: Normalisation) -> list[int]:
-    """Where a line may break, as positions in the normalised text, its start and its end included."""
+    """Where a line may break: positions in the normalised text, including its start and its end."""
     ends = list(accumulate((len(normalise(word, normalisation)) for word in _UNBROKEN.findall(target)), initial=0))
-    if ends[-1] != len(text):  # a normalisation that reaches across words
+    if ends[-1] != len(text):  # normalising word by word gives another text: allow no breaks
         ends = [0, len(text)]
     long = [range(start + 1, end) for start, end in zip(ends, ends[1:]) if end - start > _LONGEST_WORD]
     return sorted(set(ends).union(*long))
@@ -221,19 +230,22 @@ def _letters_in_common(one: str, other: str) -> int:
 
 
 def _agreements(text: np.ndarray, target: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The longer's length less the edit distance, of a text with every span of a target: by the span's end and its length.
+    """The agreement of a text with every span of a target: the longer one's length minus their edit distance.
 
-    text (l,), target (n,): characters as numbers. Returns two (n + 1, width) int16, of the text and of the text without its
-    last character: row e, column k - 1 belongs to target[e - k : e]; 0 where that begins before the target.
+    text (l,), target (n,): characters as numbers. Returns two (n + 1, width) int16, one for the text and one for the text
+    without its last character. Row e, column k - 1 belongs to target[e - k : e]; it is 0 if that begins before the target.
 
-    The table of edit distances is filled for all starts of a span at once, a row per character of the text (Wagner and Fischer,
-    1974): d[k] = min(d_before[k] + 1, d_before[k - 1] + differs, d[k - 1] + 1), where k is the span's length. With k subtracted from
-    each distance the last term becomes a running minimum.
+    The table of edit distances is filled for all starts of a span at once, one row per character of the text (Wagner and
+    Fischer, 1974), where k is the span's length:
+
+        d[k] = min(d_before[k] + 1, d_before[k - 1] + differs, d[k - 1] + 1)
+
+    With k subtracted from each distance, the last term becomes a running minimum.
     """
     n, lengths = len(target), np.arange(width + 1, dtype=np.int16)[:, None]  # (width + 1, 1)
     padded = np.concatenate([target, np.full(width, -1, dtype=target.dtype)])
     letters = np.lib.stride_tricks.sliding_window_view(padded, n)[:width]  # (width, n): target[start + k - 1]
-    distance = np.zeros((width + 1, n), dtype=np.int16)  # less k; of an empty text it is k
+    distance = np.zeros((width + 1, n), dtype=np.int16)  # minus k; the distance of an empty text is k
     shorter = distance
     for row, char in enumerate(text.tolist(), 1):
         shorter = distance

@@ -1,13 +1,13 @@
-"""Which text a prompt asks for, and how near a recognised text comes to it."""
+"""Which text a prompt asks for, and how similar a recognised text is to it."""
 
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from .quotes import quoted_targets as quoted_targets  # part of what this file offers
+from .quotes import quoted_targets as quoted_targets  # callers import it from this file
 from .quotes import read_quotes
 
-# What is looked for in an image is a text, not a book: matching it stays a matter of milliseconds.
+# Limits for the text that an image must show, in characters: with them, matching takes only milliseconds.
 MAX_PROMPT_LENGTH = 20_000
 MAX_TARGETS_LENGTH = 1_000
 
@@ -18,10 +18,10 @@ _TO_ASCII = str.maketrans(dict.fromkeys("‘’‚‛′", "'") | dict.fromkeys(
 def prompt_targets(
     prompt: str, metadata: Mapping[str, Any] | None = None, normalisation: Normalisation = "flow_grpo"
 ) -> list[str]:
-    """The texts an image of this prompt must show, as written: metadata["targets"] where given, else what it quotes.
+    """The texts an image of this prompt must show, as written: metadata["targets"] if given, else the quoted texts.
 
-    Raises ValueError where there is none, where quotes cannot be paired, where a target is empty once normalised, and where
-    the prompt is longer than MAX_PROMPT_LENGTH characters or its targets, once normalised, than MAX_TARGETS_LENGTH together.
+    Raises ValueError if there is no target, if quotes cannot be paired, if a target is empty once normalised, if the prompt
+    is longer than MAX_PROMPT_LENGTH characters, or if its normalised targets together are longer than MAX_TARGETS_LENGTH.
     """
     if len(prompt) > MAX_PROMPT_LENGTH:
         raise ValueError(
@@ -61,7 +61,7 @@ def prompt_targets(
 
 
 def shortened(text: str) -> str:
-    """A text as a message quotes it."""
+    """A text in the short form that messages quote."""
     return repr(text if len(text) <= 200 else f"{text[:200]}...")
 
 
@@ -75,7 +75,7 @@ def batch_targets(
     return [prompt_targets(*pair, normalisation) for pair in pairs]
 
 
-# Characters that take no ink, beside white space and Unicode's formatting and control characters (Cf, Cc).
+# Characters that leave no mark on an image, besides white space and Unicode's formatting and control characters (Cf, Cc).
 _INVISIBLE = frozenset(
     chr(code)
     for first, last in (
@@ -94,12 +94,12 @@ _INVISIBLE = frozenset(
 
 
 def normalise(text: str, normalisation: Normalisation = "flow_grpo") -> str:
-    """Text as it is compared: what this leaves out or makes alike costs an image nothing.
+    """Text in the form that is compared. An image loses nothing for differences that this removes.
 
-    "flow_grpo": in lower case and without spaces, as Flow-GRPO's OcrScorer does it. What no image can show is left out too:
-        other white space, invisible characters, and whether an accent is a character of its own (NFC).
-    "unicode": besides, NFKC, case folded, typographic quotes and dashes as ASCII's. For prompts with curly apostrophes,
-        full-width forms, or scripts other than Latin.
+    "flow_grpo": lower case, without spaces, as in Flow-GRPO's OcrScorer. It also removes what no image can show: other
+        white space, invisible characters, and whether an accent is a character of its own (NFC).
+    "unicode": the same, then NFKC, case folding, and ASCII quotes and dashes for typographic ones. For prompts with curly
+        apostrophes, full-width forms, or scripts other than Latin.
     """
     if normalisation == "flow_grpo":
         return _visible(_visible(text).lower())
@@ -111,7 +111,7 @@ def normalise(text: str, normalisation: Normalisation = "flow_grpo") -> str:
 
 
 def _visible(text: str) -> str:
-    """Composed (NFC), without what takes no ink."""
+    """The text composed (NFC), without invisible characters."""
     if text.isascii() and text.isprintable():
         return text.replace(" ", "")
     seen = (
@@ -131,15 +131,15 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def edit_operations(a: str, b: str) -> list[tuple[str, int, int]]:
-    """The least edits that make b of a: ("replace" | "insert" | "delete", index in a, index in b)."""
+    """The fewest edits that turn a into b: ("replace" | "insert" | "delete", index in a, index in b)."""
     return _levenshtein().editops(a, b)
 
 
 def similarity(a: str, b: str) -> float:
-    """1 - edit_distance / length of the longer text, in [0, 1]; two empty texts are alike.
+    """1 - edit_distance / length of the longer text, in [0, 1]; two empty texts have 1.
 
-    Compares as given: `normalise` both first where case and spaces must not count.
-    Not Levenshtein.ratio, which counts a substitution as a deletion and an insertion.
+    It compares the texts as given: `normalise` both first if case and spaces must not count.
+    It is not Levenshtein.ratio, which counts a substitution as a deletion and an insertion.
     """
     longest = max(len(a), len(b))
     return 1.0 - edit_distance(a, b) / longest if longest else 1.0

@@ -1,4 +1,4 @@
-"""Tesseract, called as the program that it is: one image in, its lines out."""
+"""Call the program Tesseract: it takes one image and returns its lines of text."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-MIN_SIDE = 256  # pixels: its networks want letters of some 30 pixels, so that a smaller image is enlarged
+MIN_SIDE = 256  # pixels; a smaller image is enlarged, because Tesseract's networks need letters of about 30 pixels
 
 ReadLines = Callable[[np.ndarray], list[tuple[np.ndarray, str, float]]]
 
@@ -18,7 +18,7 @@ ReadLines = Callable[[np.ndarray], list[tuple[np.ndarray, str, float]]]
 def load_tesseract(language: str) -> ReadLines:
     """A function from an image (H, W, 3), uint8 RGB, to its lines: (quad, text, confidence).
 
-    Raises FileNotFoundError where the program is missing, ValueError where it does not have the language.
+    Raises FileNotFoundError if the program is missing, and ValueError if it does not have the language.
     """
     program = shutil.which("tesseract")
     if program is None:
@@ -29,7 +29,7 @@ def load_tesseract(language: str) -> ReadLines:
         raise ValueError(
             f"Tesseract has no language {language!r}, but {' '.join(known)}; install tesseract-ocr-LANGUAGE"
         )
-    # mode 11: text wherever it stands, in no order of a page
+    # mode 11: find text anywhere, without the layout of a page
     command = [program, "stdin", "stdout", "--psm", "11", "-l", language, "tsv"]
     environment = os.environ | {"OMP_THREAD_LIMIT": "1"}
 
@@ -48,7 +48,7 @@ def load_tesseract(language: str) -> ReadLines:
 def parse_words(table: str, scale: int = 1) -> list[tuple[np.ndarray, str, float]]:
     """Lines from Tesseract's table of words: (quad (4, 2) in pixels of the image, text, confidence in [0, 1]).
 
-    A line's box holds its words' boxes; its confidence is theirs, weighted by length. Tesseract turns no box.
+    A line's box encloses its words' boxes. Its confidence is the mean of theirs, weighted by length. All boxes are upright.
     """
     lines = {}
     for row in csv.DictReader(io.StringIO(table), delimiter="\t", quoting=csv.QUOTE_NONE):
