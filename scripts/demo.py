@@ -2,8 +2,8 @@
 
     make demo                       # or: python scripts/demo.py [--seed 1] [--config tiny_ocr]
 
-Launches train_sd3.py by accelerate, then writes beside the run's own files (metrics.jsonl, images/, checkpoints with
-the LoRA) a summary.json, a curve.png and a samples.png, and prints held-out reward and accuracy before and after.
+The script launches train_sd3.py by accelerate. It then writes summary.json, curve.png and samples.png beside the run's own
+files (metrics.jsonl, images/, checkpoints with the LoRA), and prints held-out reward and accuracy before and after.
 """
 
 import argparse

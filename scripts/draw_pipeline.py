@@ -2,7 +2,7 @@
 
     python scripts/draw_pipeline.py            # docs/images/pipeline-light.png and pipeline-dark.png
 
-Nothing in it is made up: three signs are drawn, a real OCR engine reads them, and the advantages are the trainer's.
+The picture shows real values: a real OCR engine reads three drawn signs, and the trainer computes the advantages.
 """
 
 import argparse

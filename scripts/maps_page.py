@@ -1,4 +1,4 @@
-"""Many images with their maps as one HTML page that needs nothing but itself."""
+"""Many images with their maps as one self-contained HTML page."""
 
 import base64
 import io

@@ -1,6 +1,6 @@
 """What the OCR reward sees: drawn words, degraded, with one letter broken, or small, as Markdown tables.
 
-python scripts/measure_ocr.py                      # all, in three minutes on one core
+python scripts/measure_ocr.py                      # everything, in three minutes on one core
 python scripts/measure_ocr.py degradations         # how reward, similarity and detection fall
 python scripts/measure_ocr.py characters           # whether the broken letter is blamed, with and without per_character
 python scripts/measure_ocr.py sides                # small letters, and an engine whose detector sees a smaller image

@@ -4,8 +4,8 @@ python scripts/render_maps.py sign.png 'a shop sign that says "OPEN"' --scorer c
 python scripts/render_maps.py samples/ --scorer clip_decomposition --model models/tiny-clip --out maps.html
 python scripts/render_maps.py sign.png "a sign" --scorer clip_gradcam --option clip_gradcam.block=-2 --out block.png
 
-A folder's prompts are the one given, or its prompts.txt (a line an image, in the order of the names, numbers by their
-value), or a NAME.txt beside each image.
+The prompts of a folder are the prompt given, or its prompts.txt (one line per image, in the order of the names, with
+numbers sorted by value), or a NAME.txt beside each image.
 """
 
 import argparse

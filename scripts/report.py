@@ -1,9 +1,9 @@
-"""Write the report of one run, or of several side by side, as one HTML page that needs nothing but itself.
+"""Write the report of one run, or of several side by side, as one self-contained HTML page.
 
     python scripts/report.py runs/demo-20260101-120000-42                 # writes report.html into the run's folder
     python scripts/report.py runs/ocr-1 runs/ocr-2 runs/maps-1 --out compared.html
 
-Runs of one configuration that differ by their seed become one line in each chart, with their spread.
+Runs that differ only by their seed become one line in each chart, with their spread.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """`benchmark.py train`: what sampling and training cost.
 
-First, as a run does it, epochs of tiny-sd3 with OCR maps: images a second of the rollout and of the update. Second, what
+First, as a run does it, epochs of tiny-sd3 with OCR maps: images per second of the rollout and of the update. Second, what
 OCR adds to a rollout, in this process and in a worker that reads while the next batch is sampled; that wants two idle cores.
 Then, where there is a GPU or --model asks for it, steps of SD3.5-medium's transformer in its own configuration, with random
 weights and LoRA, 512 px, guidance 4.5: seconds, peak memory, and the model FLOPs utilisation: the FLOPs that the step needs,

@@ -1,4 +1,4 @@
-"""Write the OCR prompts: dataset/ocr/train.txt and test.txt, one prompt a line, each with one target in double quotes.
+"""Write the OCR prompts: dataset/ocr/train.txt and test.txt, one prompt per line, each with one target in double quotes.
 
     python -m scripts.dataset ocr            # writes both files and prints what README.md there says of them
     python -m scripts.dataset ocr --show 40  # prints that many prompts instead, to be read

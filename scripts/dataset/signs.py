@@ -1,4 +1,4 @@
-"""Write the signs world's prompts: dataset/signs/train.txt and test.txt, one caption a line.
+"""Write the signs world's prompts: dataset/signs/train.txt and test.txt, one caption per line.
 
     python -m scripts.dataset signs
 

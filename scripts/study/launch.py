@@ -1,4 +1,4 @@
-"""Run the arms that the results file lacks, one line a finished run.
+"""Run the arms that the results file lacks, one line per finished run.
 
 Each run trains in a process of its own, on its share of the processor's threads, and is then measured by drift.py.
 """

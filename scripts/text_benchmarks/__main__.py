@@ -5,8 +5,8 @@ python -m scripts.text_benchmarks longtext-bench --prompts X-Omni/textbench --mo
 accelerate launch -m scripts.text_benchmarks cvtg-2k --prompts CVTG-2K --model MODEL --lora runs/ocr/checkpoint-000500/lora_ema \\
     --out results/cvtg
 
-The same command goes on where it was. It writes results.json and index.html into --out. Without --model the images that lie
-in --out/images are measured.
+A command that was stopped goes on where it was when run again. It writes results.json and index.html into --out. Without
+--model it measures the images in --out/images.
 """
 
 import argparse
