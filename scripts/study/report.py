@@ -1,0 +1,167 @@
+"""Compare the arms of the results file: tables in Markdown, and two plots."""
+
+import argparse
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flow_grpo.training.json_lines import read_rows
+from scripts.study.launch import RESULTS
+from scripts.study.runs import ARMS
+from scripts.study.statistics import area_under, bootstrap, samples_to
+
+SWEEP_SEED = 0  # chooses each arm's learning rate, and counts in no comparison
+COLUMNS = ("arm", "rate", "seeds", "exact at the end", "mean exact", "samples to level", "times fewer than scalar")
+DRIFT = ("off_text", "shape_right", "gold")
+
+
+def best_rates(rows: Sequence[dict]) -> dict[str, float]:
+    """Each arm's learning rate of the largest mean accuracy over the sweep; without one, that of most runs."""
+    rates = {}
+    for arm in {row["arm"] for row in rows}:
+        own = [row for row in rows if row["arm"] == arm]
+        swept = {r["learning_rate"]: area_under(*_curve(r)) for r in own if r["seed"] == SWEEP_SEED}
+        counts = defaultdict(int)
+        for row in own:
+            counts[row["learning_rate"]] += row["seed"] != SWEEP_SEED
+        rates[arm] = max(swept or counts, key=(swept or counts).get)
+    return rates
+
+
+def compared(rows: Sequence[dict]) -> dict[str, list[dict]]:
+    """Each arm's runs at its rate, by seed, without the sweep's; in the order of ARMS."""
+    rates = best_rates(rows)
+    kept = {arm: [r for r in rows if (r["arm"], r["learning_rate"]) == (arm, rates.get(arm))] for arm in ARMS}
+    kept = {
+        arm: sorted((r for r in own if r["seed"] != SWEEP_SEED), key=lambda r: r["seed"]) for arm, own in kept.items()
+    }
+    return {arm: own for arm, own in kept.items() if own}
+
+
+def half_way(arms: dict[str, list[dict]]) -> float:
+    """The level that the arms are timed to: half-way from where all start to the best arm's mean end."""
+    ends = {arm: np.mean([_curve(r)[1][-1] for r in own]) for arm, own in arms.items()}
+    starts = [_curve(r)[1][0] for own in arms.values() for r in own]
+    return float((np.mean(starts) + max(ends.values())) / 2)
+
+
+def table(arms: dict[str, list[dict]], level: float) -> str:
+    """One line an arm; intervals are 90%, over seeds."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    lines += [f"| {' | '.join(_cells(arm, own, arms.get('scalar', []), level))} |" for arm, own in arms.items()]
+    return "\n".join(lines)
+
+
+def _cells(arm: str, own: list[dict], scalar: list[dict], level: float) -> list[str]:
+    samples, accuracies = _curve(own[0])[0], _accuracies(own)  # (evaluations,), (seeds, evaluations)
+
+    def crossing(rows: np.ndarray) -> float:
+        return samples_to(samples, rows.mean(axis=0), level)
+
+    def fewer(scalar_rows: np.ndarray, rows: np.ndarray) -> float:
+        return _ratio(crossing(scalar_rows), crossing(rows))
+
+    return [
+        *(arm, f"{own[0]['learning_rate']:g}", str(len(own))),
+        _interval(bootstrap(lambda rows: rows[:, -1].mean(), accuracies)),
+        _interval(bootstrap(lambda rows: area_under(samples, rows.mean(axis=0)), accuracies)),
+        _interval(bootstrap(crossing, accuracies), digits=0),
+        _interval(bootstrap(fewer, _accuracies(scalar), accuracies), digits=1) if scalar else "",
+    ]
+
+
+def drift_table(arms: dict[str, list[dict]]) -> str:
+    lines = ["| arm | off the text, levels | shape right | word right on its sign |", "|---|---|---|---|"]
+    base = next(iter(arms.values()))[0]["drift"]
+    lines.append(f"| base | 0 | {base['base_shape_right']:.3f} | {base['base_gold']:.3f} |")
+    for arm, own in arms.items():
+        cells = [
+            _interval(bootstrap(np.mean, np.array([row["drift"][name] for row in own])), 1 if name == "off_text" else 3)
+            for name in DRIFT
+        ]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw_curves(arms: dict[str, list[dict]], path: Path) -> None:
+    """Held-out exact words by samples: each seed thin, the mean thick."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for index, (arm, own) in enumerate(arms.items()):
+        for row in own:
+            axes.plot(*_curve(row), color=f"C{index}", alpha=0.25, linewidth=0.8)
+        samples, accuracies = _curve(own[0])[0], _accuracies(own)
+        axes.plot(samples, accuracies.mean(axis=0), "o-", color=f"C{index}", label=f"{arm} ({len(own)})", markersize=3)
+    axes.set(xlabel="images sampled", ylabel="exact words, held-out prompts", title="Arms, with their number of seeds")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_drift(arms: dict[str, list[dict]], path: Path) -> None:
+    """What was gained in words against what changed beside them: a point a run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5.5, 4), layout="constrained")
+    for index, (arm, own) in enumerate(arms.items()):
+        points = [(row["drift"]["gold"] - row["drift"]["base_gold"], row["drift"]["off_text"]) for row in own]
+        axes.scatter(*zip(*points), color=f"C{index}", label=arm, s=18)
+    axes.set(xlabel="gain in words right on their signs", ylabel="change off the text, levels of 255")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _curve(row: dict) -> tuple[list[float], list[float]]:
+    samples, exact, _ = zip(*row["curve"])
+    return list(samples), list(exact)
+
+
+def _accuracies(rows: Sequence[dict]) -> np.ndarray:
+    """(seeds, evaluations). Raises ValueError where the runs were not evaluated at the same samples."""
+    if len({tuple(_curve(row)[0]) for row in rows}) > 1:
+        raise ValueError("the results hold runs of several sizes; keep one size a file, by --results")
+    return np.array([_curve(row)[1] for row in rows])
+
+
+def _ratio(one: float, other: float) -> float:
+    """one / other; two that never come are equal."""
+    return 1.0 if math.isinf(one) and math.isinf(other) else one / other
+
+
+def _interval(value_low_high: tuple[float, float, float], digits: int = 3) -> str:
+    value, low, high = (f"{x:.{digits}f}".replace("inf", "never") for x in value_low_high)
+    return value if low == "nan" else f"{value} ({low} to {high})"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--level", type=float, help="exact words that the arms are timed to; default: half the best gain"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    arms = compared(read_rows(args.results))
+    if not arms:
+        raise SystemExit(f"{args.results} has no finished run of a seed other than {SWEEP_SEED}; do `run` first")
+    level = half_way(arms) if args.level is None else args.level
+    text = f"Level: {level:.3f}\n\n{table(arms, level)}\n\n{drift_table(arms)}\n"
+    print(text)
+    folder = args.results.parent
+    (folder / "tables.md").write_text(text, encoding="utf-8")
+    draw_curves(arms, folder / "curves.png")
+    draw_drift(arms, folder / "drift.png")
