@@ -15,8 +15,10 @@ the allocator wastes. Leave a tenth of the card free.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import diffusers
 import torch
@@ -30,7 +32,9 @@ from diffusers import (
 from peft import LoraConfig
 from torch import nn
 
-from flow_grpo.training.policies import flux, flux2, qwenimage, sd3, zimage
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the trainer is not installed: it belongs to the checkout
+
+from flow_grpo.training.policies import flux, flux2, qwenimage, sd3, zimage  # noqa: E402
 
 GIB = 2**30
 HALF = 2  # bytes of a bf16 value

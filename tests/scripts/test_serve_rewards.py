@@ -123,6 +123,12 @@ def test_what_only_this_machine_reaches_needs_no_token(arguments, monkeypatch):
     assert parse_arguments().token == "abc"
 
 
+def opened(answer):
+    """The header and the numbers of a safetensors answer; the order of the header's names is any."""
+    size = 8 + int.from_bytes(answer[:8], "little")
+    return json.loads(answer[8:size]), answer[size:]
+
+
 def test_thousand_hostile_requests_each_get_a_reason_and_leave_no_trace(start):
     """Each has a 4xx and a reason; some clients vanish besides. Memory, threads and files stay where they were."""
     process = start(*MOODY, "--max-mib", "1", "--max-batch", "32", token=TOKEN)
@@ -142,7 +148,7 @@ def test_thousand_hostile_requests_each_get_a_reason_and_leave_no_trace(start):
         if number == 300:  # the allocator has seen everything by then
             before = vitals(process)
     assert {status for _, status in kinds} == {400, 401, 404, 405, 411, 413, 415, 431} and len(kinds) >= 12
-    assert process.poll() is None and exchange(port, request())[2] == good
+    assert process.poll() is None and opened(exchange(port, request())[2]) == opened(good)
     after = vitals(process)
     # the bodies of these 700 take some 30 MiB; the allocator itself wanders by 2 or 3
     assert after[0] - before[0] < 8 and after[1] <= before[1] + 1 and after[2] <= before[2] + 1, (before, after)

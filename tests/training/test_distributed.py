@@ -175,7 +175,7 @@ def run_that_fails(folder, options, environment):
 def test_a_scorer_that_fails_in_one_process_ends_the_run_of_all_with_its_error(tmp_path, process_environment):
     said = run_that_fails(tmp_path, {"fails_after": 2, "fails_in": "1"}, process_environment)
     assert "the reward has failed" in said and "in another process of this run" in said
-    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-000000"]
+    assert list_checkpoints(tmp_path / "run") == []  # nothing was trained yet, and the mended run may take the folder
 
 
 def test_a_process_that_is_killed_ends_the_run_of_all_and_is_named(tmp_path, process_environment):
@@ -209,7 +209,7 @@ def test_skipping_changes_no_result_where_a_process_has_no_advantage_left(tmp_pa
             "    config = tiny()\n"
             "    config.num_gpus, config.batch_size, config.updates_per_epoch, config.num_epochs = 2, 2, 1, 1\n"
             "    config.num_groups, config.group_size, config.eval_every, config.train.beta = 2, 2, 0, 0.0\n"
-            "    config.reward_options = {REWARD: {'threshold': 0.685}}\n"
+            "    config.reward_options = {REWARD: {'threshold': 0.694}}\n"
             f"    config.train.skip_zero_advantages = {skip}\n"
             "    return config\n"
         )
