@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -149,7 +150,9 @@ def test_thousand_hostile_requests_each_get_a_reason_and_leave_no_trace(start):
             before = vitals(process)
     assert {status for _, status in kinds} == {400, 401, 404, 405, 411, 413, 415, 431} and len(kinds) >= 12
     assert process.poll() is None and opened(exchange(port, request())[2]) == opened(good)
-    after = vitals(process)
+    deadline = time.monotonic() + 30
+    while (after := vitals(process))[2] > before[2] + 1 and time.monotonic() < deadline:
+        time.sleep(0.1)  # the server may not have noticed yet that the last client vanished
     # the bodies of these 700 take some 30 MiB; the allocator itself wanders by 2 or 3
     assert after[0] - before[0] < 8 and after[1] <= before[1] + 1 and after[2] <= before[2] + 1, (before, after)
     process.send_signal(signal.SIGINT)

@@ -313,6 +313,8 @@ def test_workers_end_with_a_parent_that_is_killed_even_while_they_read(tmp_path)
 def test_interrupt_reaches_the_caller_and_not_the_workers(tmp_path):
     script = run_script(
         tmp_path,
+        # a shell's background job, in which these tests may run, ignores SIGINT, and so do its children
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"reader = make_reader(MoodyEngine({str(tmp_path)!r}), num_workers=2)\n"
         "reader.submit(greys(1, 2, 3, 4)).result()\n"
         "try:\n"
