@@ -199,7 +199,7 @@ def ocr_map_flux() -> ml_collections.ConfigDict:
 
 @run
 def ocr_map_zimage() -> ml_collections.ConfigDict:
-    """OCR maps on Z-Image (6 B parameters) at 512 px. Nobody has run it: see `_untuned`.
+    """OCR maps on Z-Image (6 B parameters) at 512 px. Nobody has run it yet.
 
     accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map_zimage
     One to 8 GPUs of 80 GB, by config.num_gpus: the computed need is 34 GiB, and 27 with --config.offload=True.
@@ -213,7 +213,7 @@ def ocr_map_zimage() -> ml_collections.ConfigDict:
 
 @run
 def ocr_map_flux2_klein() -> ml_collections.ConfigDict:
-    """OCR maps on FLUX.2-klein-base-4B at 512 px. Nobody has run it: see `_untuned`.
+    """OCR maps on FLUX.2-klein-base-4B at 512 px. Nobody has run it yet.
 
     accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map_flux2_klein
     One to 8 GPUs of 80 GB, by config.num_gpus: the computed need is 53 GiB.
@@ -227,7 +227,7 @@ def ocr_map_flux2_klein() -> ml_collections.ConfigDict:
 
 @run
 def ocr_map_qwenimage() -> ml_collections.ConfigDict:
-    """OCR maps on Qwen-Image (20 B parameters) at 512 px. Nobody has run it: see `_untuned`.
+    """OCR maps on Qwen-Image (20 B parameters) at 512 px. Nobody has run it yet.
 
     accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map_qwenimage
     One to 8 GPUs of 80 GB, by config.num_gpus: the computed need is 51 GiB, and 66 without config.offload.
@@ -244,7 +244,7 @@ def ocr_map_qwenimage() -> ml_collections.ConfigDict:
 
 @run
 def ocr_map_flux2() -> ml_collections.ConfigDict:
-    """OCR maps on FLUX.2-dev (32 B parameters) at 512 px. Nobody has run it: see `_untuned`.
+    """OCR maps on FLUX.2-dev (32 B parameters) at 512 px. Nobody has run it yet.
 
     KIND=fsdp2 NUM_GPUS=8 RUN=ocr_map_flux2 scripts/one_node.sh
     8 GPUs of 80 GB, by FSDP2: the text encoder alone has 45 GiB, which wait in the CPU's memory.

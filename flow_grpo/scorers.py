@@ -68,6 +68,11 @@ def _checked_scorer(name: str, scorer: Any) -> Scorer:
     return scorer
 
 
+def scorer_names(words: Sequence[str]) -> list[str]:
+    """The names in the words of a command line, with commas, blanks or both between: ["a,b", "c, d"] gives a, b, c, d."""
+    return [name for word in words for name in word.replace(",", " ").split()]
+
+
 def options_without_effect(name: str) -> tuple[str, ...]:
     """The options of a scorer that never change a score, such as num_workers. Empty if the scorer cannot be found."""
     try:
@@ -112,6 +117,8 @@ def _factory(name: str) -> Callable[..., Scorer]:
     if not module_name or not factory_name:
         known = ", ".join(sorted(_SCORERS))
         raise ValueError(f'unknown scorer {name!r}; known: {known}, or give "package.module:factory" or "remote:URL"')
+    if module_name in _SCORERS:
+        raise ValueError(f"unknown scorer {name!r}; the name is {module_name}, and its variants are options of it")
     module = importlib.import_module(module_name, __package__)
     if not hasattr(module, factory_name):
         raise ValueError(f"scorer {name!r}: module {module_name} has no {factory_name}")

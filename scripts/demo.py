@@ -1,6 +1,7 @@
 """Train the embedded tiny model with OCR reward maps and show what it learned.
 
-    make demo                       # or: python scripts/demo.py [--seed 1] [--config tiny_ocr]
+    make demo
+    python scripts/demo.py --seed 1 --config tiny_ocr --config.num_epochs=4      # any field, as in training
 
 The script launches train_sd3.py by accelerate. It then writes summary.json, curve.png and samples.png beside the run's own
 files (metrics.jsonl, images/, checkpoints with the LoRA), and prints held-out reward and accuracy before and after.
@@ -18,16 +19,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the package is not installed: it belongs to the checkout
 
+from config.command_line import parse  # noqa: E402
 from flow_grpo.training.tracking import read_metrics  # noqa: E402
 
 
-def launch(config: str, run_dir: Path, seed: int, overrides: list[str]) -> float:
+def launch(config: str, run_dir: Path, seed: int, fields: list[str]) -> float:
     """Train in a process of its own; returns its seconds. Exits with its status where it fails."""
     device = [] if torch.cuda.is_available() else ["--cpu"]
     command = [sys.executable, "-m", "accelerate.commands.launch", *device]
     command += ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["train_sd3.py", "--config", f"config/grpo.py:{config}"]
-    command += [f"--config.run_dir={run_dir}", f"--config.seed={seed}", *overrides]
+    command += [f"--config.run_dir={run_dir}", f"--config.seed={seed}", *fields]
     print(" ".join(command[command.index("train_sd3.py") :]), flush=True)
     started = time.perf_counter()
     status = subprocess.run(command).returncode
@@ -97,10 +99,13 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--run-dir", type=Path, help="default: runs/demo-<date>-<time>-<seed>")
-    parser.add_argument("overrides", nargs="*", help="fields of the configuration: --config.num_epochs=4, after a --")
-    args = parser.parse_args()
+    args, fields = parser.parse_known_args()
+    try:
+        parse(["--config", f"config/grpo.py:{args.config}", *fields])
+    except ValueError as error:
+        parser.error(str(error))
     run_dir = args.run_dir or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}-{args.seed}"
-    seconds = launch(args.config, run_dir, args.seed, args.overrides)
+    seconds = launch(args.config, run_dir, args.seed, fields)
 
     summary = summarise(run_dir, args.config, seconds)
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -11,19 +11,36 @@ import json
 import sys
 from pathlib import Path
 
+import ml_collections
+from PIL import Image
+
 sys.path.insert(0, str(Path(__file__).parents[1]))  # config/ is not installed: it belongs to the checkout
 
 from config.command_line import parse  # noqa: E402
 from flow_grpo.rewards import make_scorers  # noqa: E402
 from flow_grpo.training.data import load_metadata, load_prompts  # noqa: E402
 from flow_grpo.training.distributed import Distributed  # noqa: E402
-from flow_grpo.training.evaluation import evaluate  # noqa: E402
+from flow_grpo.training.evaluation import Evaluation, evaluate  # noqa: E402
 from flow_grpo.training.policies.load import load_policy  # noqa: E402
 from flow_grpo.training.rollout import SDE  # noqa: E402
 from flow_grpo.training.samples import sheet  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> None:
+    parser = make_parser()
+    args, fields = parser.parse_known_args(argv)
+    try:
+        config = parse(["--config", f"{Path(__file__).parents[1] / 'config' / 'grpo.py'}:{args.config}", *fields])
+        check(args, config)
+    except ValueError as error:
+        parser.error(str(error))
+    evaluation = score(args, config)
+    print(json.dumps({name: round(value, 4) for name, value in evaluation.metrics.items()}, indent=2))
+    if args.sheet:
+        sheet(evaluation.samples).save(args.sheet)
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a run of config/grpo.py: its model, prompts and rewards")
     parser.add_argument("--lora", help="a checkpoint's lora or lora_ema folder; default: the base model")
@@ -32,21 +49,39 @@ def main(argv: list[str] | None = None) -> None:
         "--num-prompts", type=_count, help="the first of the test prompts; 0: all; default: the configuration's"
     )
     parser.add_argument("--dataset", help="folder with the test prompts; default: the configuration's")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=32, help="images per forward pass; default: %(default)s")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--sheet", type=Path, help="draw the first 32 samples with their maps here")
-    args, fields = parser.parse_known_args(argv)
-    if args.lora and not (Path(args.lora) / "adapter_config.json").exists():
-        parts = [name for name in ("lora_ema", "lora") if (Path(args.lora) / name).is_dir()]
-        if parts:
-            parser.error(f"--lora {args.lora} is a checkpoint; give its lora or lora_ema: {Path(args.lora) / parts[0]}")
-    try:
-        config = parse(["--config", f"{Path(__file__).parents[1] / 'config' / 'grpo.py'}:{args.config}", *fields])
-    except ValueError as error:
-        parser.error(str(error))
+    parser.add_argument(
+        "--sheet", type=Path, metavar="FILE", help="draw the first 32 samples with their maps here: .png or .jpg"
+    )
+    return parser
+
+
+def check(args: argparse.Namespace, config: ml_collections.ConfigDict) -> None:
+    """Raise ValueError for what cannot be done, before any weights are loaded."""
+    lora = Path(args.lora or "")
+    if not lora.is_dir():
+        raise ValueError(f"--lora {lora} is no folder; give a checkpoint's lora or lora_ema")
+    parts = [lora / name for name in ("lora_ema", "lora") if (lora / name).is_dir()]
+    if args.lora and parts and not (lora / "adapter_config.json").exists():
+        raise ValueError(f"--lora {lora} is a checkpoint; give its lora or lora_ema: {parts[0]}")
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size must be 1 or more, got {args.batch_size}")
+    if args.rollout and config.sample.sde_window_size:
+        raise ValueError(
+            f"{args.config} has another window of stochastic steps in each epoch; evaluate it without --rollout"
+        )
+    if args.sheet and args.sheet.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"--sheet {args.sheet} must end in the name of an image format, such as .png or .jpg")
+    if args.sheet and not args.sheet.parent.is_dir():
+        raise ValueError(f"--sheet {args.sheet}: there is no folder {args.sheet.parent}; make it first")
+
+
+def score(args: argparse.Namespace, config: ml_collections.ConfigDict) -> Evaluation:
+    """Sample the held-out prompts and score them."""
     distributed = Distributed()
     num_prompts = config.num_eval_prompts if args.num_prompts is None else args.num_prompts
-    dataset = args.dataset or config.dataset
+    dataset, sample = args.dataset or config.dataset, config.sample
     prompts, metadata = load_prompts(dataset, "test"), load_metadata(dataset, "test")
     if num_prompts > len(prompts) and distributed.is_main:
         print(f"{dataset} has {len(prompts)} test prompts, fewer than the {num_prompts} asked for", file=sys.stderr)
@@ -58,30 +93,22 @@ def main(argv: list[str] | None = None) -> None:
         resolution=config.eval_resolution or config.resolution,
         lora_rank=config.lora_rank,
         lora_alpha=config.lora_alpha,
-        guidance_scale=config.sample.guidance_scale,
+        guidance_scale=sample.guidance_scale,
         max_sequence_length=config.max_sequence_length,
         device=distributed.device,
     )
-    if args.rollout and config.sample.sde_window_size:
-        parser.error(
-            f"{args.config} has another window of stochastic steps in each epoch; evaluate it without --rollout"
-        )
-    evaluation = evaluate(
+    by_ode = SDE(sample.eval_num_steps, noise_level=0.0)
+    return evaluate(
         policy,
         prompts[: num_prompts or None],
         metadata[: num_prompts or None],
         make_scorers(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict()),
-        SDE(config.sample.num_steps, config.sample.noise_level, config.sample.sde)
-        if args.rollout
-        else SDE(config.sample.eval_num_steps, noise_level=0.0),
+        SDE(sample.num_steps, sample.noise_level, sample.sde) if args.rollout else by_ode,
         args.batch_size,
         args.seed,
         distributed,
         num_samples=32,
     )
-    print(json.dumps({name: round(value, 4) for name, value in evaluation.metrics.items()}, indent=2))
-    if args.sheet:
-        sheet(evaluation.samples).save(args.sheet)
 
 
 def _count(text: str) -> int:

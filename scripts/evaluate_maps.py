@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # scripts/ is not installed:
 from flow_grpo.clip.load import load_clip  # noqa: E402
 from flow_grpo.clip.model import ClipModel  # noqa: E402
 from flow_grpo.reward_map import gaussian_blur  # noqa: E402
-from flow_grpo.scorers import make_scorer  # noqa: E402
+from flow_grpo.scorers import make_scorer, scorer_names  # noqa: E402
 from scripts.audit.damage import DAMAGES, audit, damaged_scenes  # noqa: E402
 from scripts.audit.damage import METRICS as AUDIT_METRICS  # noqa: E402
 from scripts.pretrain.signs_world import HELD_OUT, make_pair  # noqa: E402
@@ -214,6 +214,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     args = parser.parse_args()
+    args.scorer, args.maps = scorer_names(args.scorer or []), scorer_names(args.maps or [])
     if args.scorer and args.maps:
         parser.error("--scorer audits scorers and --maps compares CLIP's maps; give one of them")
     if args.scorer:

@@ -1,7 +1,8 @@
 """Draw reward maps over images: one image as a picture, a folder as a page.
 
-python scripts/render_maps.py sign.png 'a shop sign that says "OPEN"' --scorer clip_gradcam,ocr_map --out sign-maps.png
-python scripts/render_maps.py samples/ --scorer clip_decomposition --model models/tiny-clip --out maps.html
+python scripts/render_maps.py docs/images/sign.png 'a blue sign that says "OPEN"' --scorer ocr_map clip_gradcam \\
+    --model models/tiny-clip --out maps.png
+python scripts/render_maps.py samples/ --scorer clip_decomposition --out maps.html
 python scripts/render_maps.py sign.png "a sign" --scorer clip_gradcam --option clip_gradcam.block=-2 --out block.png
 
 The prompts of a folder are the prompt given, or its prompts.txt (one line per image, in the order of the names, with
@@ -27,7 +28,7 @@ from maps_page import Row, page  # noqa: E402
 
 from flow_grpo.map_overlay import Panel, figure  # noqa: E402
 from flow_grpo.score import Scorer  # noqa: E402
-from flow_grpo.scorers import make_scorer  # noqa: E402
+from flow_grpo.scorers import make_scorer, scorer_names  # noqa: E402
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -81,7 +82,12 @@ def make_scorers(names: Sequence[str], options: Sequence[str], model: str | None
             by_scorer[scorer][name] = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"--option {option!r}: {text} is not JSON; a string wants quotes: '\"...\"'") from error
-    return {name: make_scorer(name, device, **chosen) for name, chosen in by_scorer.items()}
+    try:
+        return {name: make_scorer(name, device, **chosen) for name, chosen in by_scorer.items()}
+    except OSError as error:  # transformers' own words say that the hub cannot be reached, not what works without it
+        raise ValueError(
+            f"{error}\nWithout a network: --model FOLDER; models/tiny-clip lies in this repository"
+        ) from error
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -121,8 +127,10 @@ def render(args: argparse.Namespace) -> None:
     suffix = args.out.suffix.lower()
     if suffix not in (".png", ".html") or (suffix == ".png" and args.images.is_dir()):
         raise ValueError(f"--out {args.out} must end in .png (of one image) or .html (of an image or a folder)")
+    if not args.out.parent.is_dir():
+        raise ValueError(f"--out {args.out}: there is no folder {args.out.parent}; make it first")
     prompts = find_prompts(images, args.prompt)
-    scorers = make_scorers(args.scorer.split(","), args.option, args.model, args.device)
+    scorers = make_scorers(scorer_names(args.scorer), args.option, args.model, args.device)
     rows = []
     for path, prompt in zip(tqdm(images, desc="images"), prompts, strict=True):
         try:
@@ -146,7 +154,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path, metavar="IMAGE_OR_FOLDER")
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="of every image; default: the folder's own")
-    parser.add_argument("--scorer", required=True, help="names as make_scorer knows them, with commas between")
+    parser.add_argument(
+        "--scorer", required=True, nargs="+", metavar="NAME", help="one or several, as make_scorer knows them"
+    )
     parser.add_argument("--model", help="of the CLIP scorers: hub id or folder; default: ViT-L/14 of OpenAI")
     parser.add_argument(
         "--option", action="append", default=[], metavar="SCORER.NAME=JSON", help="an option of a scorer; repeatable"

@@ -39,6 +39,17 @@ def test_every_run_is_in_the_readme():
     assert len(RUNS) >= 5 and [run for run in RUNS if f"`{run}`" not in text] == []
 
 
+def test_the_readme_scores_and_draws_the_sample_image_without_a_network(tmp_path):
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Use a scorer\n")[1].split("\n## ")[0]
+    code, command = (re.search(rf"^```{kind}\n(.*?)^```$", section, re.M | re.S)[1] for kind in ("python", "bash"))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert printed.stdout.decode().split("\n")[:2] == ["tensor([1.0000])", "torch.Size([1, 256, 256])"]
+    command = command.replace("python ", f"{sys.executable} ").replace("maps.png", str(tmp_path / "maps.png"))
+    subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, check=True)
+    assert (tmp_path / "maps.png").stat().st_size > 10_000
+
+
 TUTORIALS = sorted((ROOT / "docs/tutorials").glob("*.md"))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flow_grpo.score import Score
-from flow_grpo.scorers import as_reward_fn, make_scorer
+from flow_grpo.scorers import as_reward_fn, make_scorer, scorer_names
 from flow_grpo.text_maps.engine import TextLine
 
 IMAGES = torch.rand(2, 3, 16, 16)
@@ -15,6 +15,20 @@ PROMPTS = ['a sign that says "HUT"', 'a sign that says "HAT"']
 
 def read_hut(image):
     return [TextLine([[2, 2], [12, 2], [12, 8], [2, 8]], "HUT", 1.0)]
+
+
+def test_names_of_a_command_line_stand_between_commas_or_blanks():
+    assert scorer_names(["ocr_map, clip_gradcam", "a:b,", "jpeg_compressibility"]) == [
+        "ocr_map",
+        "clip_gradcam",
+        "a:b",
+        "jpeg_compressibility",
+    ]
+
+
+def test_a_variant_in_a_name_is_refused_with_the_scorer_that_it_means():
+    with pytest.raises(ValueError, match="the name is clip_attention, and its variants are options of it"):
+        make_scorer("clip_attention:rollout")
 
 
 @pytest.fixture

@@ -58,7 +58,11 @@ class Trainer:
             if self.parts.lock is not None:
                 self.parts.lock.close()
         if self.distributed.is_main:
-            go_on = "" if epoch == self.config.num_epochs else "; go on with --config.resume_from=latest"
+            go_on = (
+                ""
+                if epoch == self.config.num_epochs
+                else "; to go on, run the same command with --config.resume_from=latest"
+            )
             print(
                 f"saved {checkpoint.list_checkpoints(self.run_dir)[-1]}{go_on}\nthe run as a page: {self.run_dir}/report.html",
                 flush=True,

@@ -12,6 +12,10 @@ from evaluate import main
         (["--num-prompts", "-3"], "must be a whole number, 0 or more, got -3"),
         (["--config.modle=models/tiny-sd3"], "unknown field modle; did you mean model?"),
         (["--shet", "samples.png"], "unexpected argument --shet"),
+        (["--sheet", "nowhere/samples.png"], "there is no folder nowhere; make it first"),
+        (["--sheet", "samples"], "must end in the name of an image format"),
+        (["--lora", "nowhere"], "--lora nowhere is no folder"),
+        (["--batch-size", "0"], "--batch-size must be 1 or more, got 0"),
     ],
 )
 def test_what_it_does_not_know_is_refused(arguments, says, capsys):

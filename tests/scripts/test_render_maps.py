@@ -177,7 +177,7 @@ def test_an_image_becomes_a_picture_with_a_column_a_map(folder, model, tmp_path,
 def test_a_folder_becomes_one_page_with_everything_in_it(folder, model, tmp_path, monkeypatch, signs):
     (folder / "prompts.txt").write_text('says "HUT"\nsays "SOB"\n<script>alert(1)</script> "TAN" & more\n')
     out = tmp_path / "maps.html"
-    run(monkeypatch, folder, "--scorer", "clip_gradcam,ocr_map", "--model", model, "--out", out)
+    run(monkeypatch, folder, "--scorer", "clip_gradcam", "ocr_map", "--model", model, "--out", out)
     found = Tags(out.read_text(encoding="utf-8"))
     images = found.named("img")
     assert len(images) == 9 and [each["alt"] for each in images[:3]] == ["image", "clip_gradcam", "ocr_map"]
