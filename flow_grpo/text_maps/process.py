@@ -30,6 +30,15 @@ ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), "1"
 )
 
+# What a worker runs. The parent's search path holds, without the working folder that Python puts in front as "": a file
+# there may have the name of a library. PYTHONSAFEPATH would do the same, but Python 3.10 does not know it.
+WORKER = """\
+import sys
+sys.path[:] = filter(None, sys.path)
+import importlib
+importlib.import_module(sys.argv[1]).work(int(sys.argv[2]))
+"""
+
 
 class EngineLost(RuntimeError):
     """No process can run the engine any more. The image is not the cause."""
@@ -114,8 +123,7 @@ class EngineProcess:
 
     def _start(self) -> None:
         search_path = os.pathsep.join(map(os.path.abspath, sys.path))
-        # SAFEPATH: use the parent's search path, without the working directory in front
-        environment = os.environ | ONE_THREAD | {"PYTHONPATH": search_path, "PYTHONSAFEPATH": "1"}
+        environment = os.environ | ONE_THREAD | {"PYTHONPATH": search_path}
         self._built = False
         with self._lock:
             if self._closed:
@@ -123,7 +131,7 @@ class EngineProcess:
             self._socket, theirs = socket.socketpair()
             self._connection = Connection(os.dup(self._socket.fileno()))
             with theirs:  # closed here, so that only the process holds it: when it ends, the connection ends
-                command = [sys.executable, "-m", __spec__.name, str(theirs.fileno())]
+                command = [sys.executable, "-c", WORKER, __spec__.name, str(theirs.fileno())]
                 # blocks Ctrl-C for the process before it runs its first line
                 mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
                 try:
@@ -175,6 +183,12 @@ def _wait(process: subprocess.Popen) -> int | None:
     return None
 
 
+def work(descriptor: int) -> None:
+    """A worker's life: serve its parent by the connection of that file descriptor."""
+    with suppress(OSError):  # the parent ended
+        serve(Connection(descriptor))
+
+
 def serve(connection: Connection) -> None:
     """The process's main loop: build the engine, then read image after image. Answers are lines, or the exception."""
     inbox = queue.SimpleQueue()
@@ -221,8 +235,3 @@ def _pickled(error: Exception) -> bytes:
     except Exception:  # an exception's own pickling may raise anything
         return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
     return travelling
-
-
-if __name__ == "__main__":
-    with suppress(OSError):  # the parent ended
-        serve(Connection(int(sys.argv[1])))

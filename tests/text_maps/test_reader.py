@@ -341,6 +341,23 @@ def test_engine_of_the_script_itself_is_refused(tmp_path):
     assert "define it in a module that can be imported" in script.communicate()[0]
 
 
+def test_a_worker_imports_nothing_from_the_folder_it_works_in(tmp_path):
+    """A file there may have the name of a library. PYTHONSAFEPATH would help, but Python 3.10 does not know it."""
+    for name in ("pickle", "numpy", "rapidocr", "signal"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger was imported')\n")
+    (tmp_path / "scripts").mkdir()
+    script = tmp_path / "scripts" / "run.py"
+    script.write_text(
+        "from flow_grpo.text_maps.reader import make_reader\n"
+        "with make_reader('rapidocr', num_workers=1):\n"
+        "    print('built')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run([sys.executable, script], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "built\n", done.stderr[-2000:]
+
+
 def test_workers_do_without_torch():
     code = "import sys, flow_grpo.text_maps.process as p; p.make_engine('rapidocr'); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
