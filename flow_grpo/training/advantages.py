@@ -145,7 +145,7 @@ def combined_token_advantages(
             f"of rewards ({', '.join(rewards)})"
         )
     advantages, parts = reward_parts(rewards, weights, group_ids, std, combine, adv_clip_max, valid)
-    total_weight = sum(weights.values())
+    total_weight = _total_weight(weights, mode)
     spread = advantages[:, None].double()  # (B, 1)
     for name, maps in token_maps.items():
         check_maps(maps, None, len(advantages))
@@ -177,6 +177,19 @@ def combined_token_advantages(
             group_ids=group_ids,
         )
     return spread.float()
+
+
+def _total_weight(weights: Mapping[str, float], mode: str) -> float:
+    """The sum of the weights. Mode "residual" divides by it; where no mode does, weights that cancel may stand."""
+    total = float(sum(weights.values()))
+    if abs(total) > 1e-9 * sum(map(abs, weights.values())):
+        return total
+    if mode == "residual":
+        raise ValueError(
+            f'the weights {dict(weights)} cancel, and mode "residual" averages the maps by them; give weights with a sum '
+            'other than 0, or take mode "weight"'
+        )
+    return 1.0
 
 
 def _check_mode(mode: str) -> None:

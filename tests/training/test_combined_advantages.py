@@ -112,6 +112,15 @@ def test_rewards_that_cancel_leave_exactly_the_scalar_advantage_of_constant_maps
     assert torch.equal(spread, advantages[:, None].expand(2, 6))
 
 
+def test_one_reward_less_another_is_an_advantage_too():
+    rewards, _, maps, kinds = two_rewards()
+    weights = {"ocr": 1.0, "clip": -1.0}
+    advantages, _ = reward_parts(rewards, weights, IDS)
+    spread = combined_token_advantages(rewards, weights, maps, kinds, IDS)
+    torch.testing.assert_close(spread.mean(dim=1), advantages)
+    assert spread.std(dim=1).min() > 0
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1e4])
 def test_each_does_not_see_a_rewards_scale(scale):
     rewards, weights, maps, kinds = two_rewards()
@@ -224,6 +233,7 @@ def test_metrics_of_the_parts_by_hand():
         ({"weights": {"ocr": 1.0}}, "must have the same names"),
         ({"map_kinds": {"ocr": "reward"}}, "must have the same names"),
         ({"std": "batch"}, "unknown std 'batch'"),
+        ({"mode": "residual", "weights": {"ocr": 0.3, "clip": -0.3}}, r"weights .* cancel"),
     ],
 )
 def test_bad_input_is_refused(change, words):
