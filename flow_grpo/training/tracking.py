@@ -27,6 +27,13 @@ logger = logging.getLogger(__name__)
 INIT_SECONDS = 30  # how long a run waits for wandb's server at its start
 FINISH_SECONDS = 300  # and for the upload at its end; the rest stays on disk
 
+# The files of rows, and which rows of each tell of an evaluation.
+IS_EVALUATION: dict[str, Callable[[dict[str, Any]], bool]] = {
+    METRICS: lambda row: any(name.startswith("eval/") for name in row),
+    SAMPLES: lambda row: row["name"].startswith("eval/"),
+    EVALUATIONS: lambda row: True,
+}
+
 
 class Tracker(Protocol):
     """Takes the metrics of each epoch, under names like `rollout/reward_mean`, and samples to look at."""
@@ -64,15 +71,23 @@ class NullTracker:
 class RunTracker:
     """Writes metrics.jsonl, samples.jsonl, images/ and report.html in the run's folder; wandb gets metrics and samples.
 
-    A resumed run continues the same wandb run. It first drops the epochs that it repeats from metrics.jsonl.
+    A resumed run continues the same wandb run. It first drops the epochs that it repeats from its files.
+    repeats_evaluation: whether it begins with an evaluation; otherwise what an earlier end measured there stays.
     Nothing here ends a run. If something cannot be written, one warning says so, and it is left out from then on.
     """
 
-    def __init__(self, run_dir: Path, project: str, config: dict[str, Any], first_epoch: int = 0):
+    def __init__(
+        self,
+        run_dir: Path,
+        project: str,
+        config: dict[str, Any],
+        first_epoch: int = 0,
+        repeats_evaluation: bool = True,
+    ):
         self._run_dir = run_dir
-        drop_epochs_from(run_dir / METRICS, first_epoch)
-        drop_epochs_from(run_dir / SAMPLES, first_epoch)
-        drop_epochs_from(run_dir / EVALUATIONS, first_epoch)
+        for name, is_evaluation in IS_EVALUATION.items():
+            kept = (lambda row: False) if repeats_evaluation else is_evaluation
+            drop_epochs_from(run_dir / name, first_epoch, kept)
         self._can_write = True
         with self._warning_once():
             (run_dir / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

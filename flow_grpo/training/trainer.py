@@ -47,7 +47,8 @@ class Trainer:
             first_epoch = self._resume()
             if self.distributed.is_main:
                 print(banner(self.parts, first_epoch), flush=True)
-                self.tracker = RunTracker(self.run_dir, self.config.wandb_project, self.config.to_dict(), first_epoch)
+                told = self.config.wandb_project, self.config.to_dict()
+                self.tracker = RunTracker(self.run_dir, *told, first_epoch, self._evaluates(first_epoch))
             epoch = self._run(first_epoch)
             self.tracker.report(base.get_config().to_dict())
             self.tracker.finish()
@@ -87,7 +88,7 @@ class Trainer:
                 if stopping:
                     break
                 try:
-                    if config.eval_every and (is_last or epoch % config.eval_every == 0):
+                    if self._evaluates(epoch):
                         self._evaluate(epoch)
                     if is_last:
                         break
@@ -108,10 +109,14 @@ class Trainer:
         bar.close()
         return epoch
 
+    def _evaluates(self, epoch: int) -> bool:
+        """Whether there is an evaluation before the epoch, or at the run's end."""
+        every = self.config.eval_every
+        return bool(every) and (epoch % every == 0 or epoch == self.config.num_epochs)
+
     def _is_due(self, epoch: int) -> bool:
         """Whether to write a checkpoint before the epoch. An evaluation needs one: it takes long, and a scorer may fail."""
-        eval_every = self.config.eval_every
-        return epoch % self.config.save_every == 0 or bool(eval_every and epoch % eval_every == 0)
+        return epoch % self.config.save_every == 0 or self._evaluates(epoch)
 
     def _resume(self) -> int:
         parts = self.parts

@@ -30,3 +30,13 @@ def test_a_torn_last_line_is_passed_over(tmp_path):
     assert read_rows(path) == [{"epoch": 0}]
     drop_epochs_from(path, 1)
     assert path.read_text(encoding="utf-8") == '{"epoch": 0}\n'
+
+
+def test_a_row_after_a_torn_one_stands_on_a_line_of_its_own(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    append_row(path, {"epoch": 0})
+    with path.open("ab") as file:
+        file.write(b'{"epoch": 1, "text": "\xff\x00')  # what a full disk or a power failure leaves
+    append_row(path, {"epoch": 2})
+    append_row(path, {"epoch": 3})
+    assert read_rows(path) == [{"epoch": 0}, {"epoch": 2}, {"epoch": 3}]

@@ -12,6 +12,7 @@ import torch
 from tiny_run import rollout_rows, state_of, timeless_rows
 
 from flow_grpo.training.checkpoint import list_checkpoints, read_origin
+from flow_grpo.training.json_lines import read_rows
 
 
 def differences(one, other):
@@ -73,6 +74,15 @@ def test_a_run_goes_on_in_batches_of_another_size_with_the_same_samples(finished
     # batches of two and of four round differently in the last bits
     assert row["rollout/reward_mean"] == pytest.approx(expected["rollout/reward_mean"], abs=1e-5)
     assert row["rollout/reward_std"] == pytest.approx(expected["rollout/reward_std"], abs=1e-5)
+
+
+def test_a_finished_run_that_is_made_longer_keeps_what_its_end_measured(make_trainer, tmp_path):
+    make_trainer(tmp_path, num_epochs=1).train()
+    make_trainer(tmp_path, num_epochs=2, resume_from="latest").train()
+    evaluated = [row["epoch"] for row in timeless_rows(tmp_path) if "eval/reward" in row]
+    assert evaluated == [row["epoch"] for row in read_rows(tmp_path / "evaluations.jsonl")] == [0, 1, 2]
+    sampled = [row["epoch"] for row in read_rows(tmp_path / "samples.jsonl") if row["name"] == "eval/samples"]
+    assert sampled == [0, 1, 2]
 
 
 def start(run_dir, environment, *flags):
