@@ -49,6 +49,7 @@ TRAIN = [
     "wandb>=0.28",  # whose uploads at the end of a run can be given a limit
     "ml_collections>=1.0",
     "pydantic>=2.7",
+    "psutil>=5.9",
     "tqdm>=4.66",
     "jinja2>=3.1",  # the report of a run
     "sentencepiece>=0.2",

@@ -11,5 +11,5 @@ fi
 processes="${NUM_PROCESSES:-2}"
 export ACCELERATE_USE_CPU=true OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # exec: a signal to this script reaches the launcher
-exec accelerate launch --config_file "$launch" --num_processes "$processes" \
+exec python -m scripts.launch --config_file "$launch" --num_processes "$processes" \
     train_sd3.py --config config/grpo.py:"${RUN:-tiny_ocr_map}" --config.num_gpus="$processes" "$@"

@@ -29,7 +29,7 @@ for name in NUM_NODES NODE_RANK MASTER_ADDR; do
 done
 processes=$((NUM_NODES * gpus))
 
-exec accelerate launch --config_file "$launch" \
+exec python -m scripts.launch --config_file "$launch" \
     --num_machines "$NUM_NODES" --machine_rank "$NODE_RANK" --num_processes "$processes" \
     --main_process_ip "$MASTER_ADDR" --main_process_port "${MASTER_PORT:-29500}" \
     train_sd3.py --config config/grpo.py:"${RUN:-ocr_map_sd3}" --config.num_gpus="$processes" "$@"

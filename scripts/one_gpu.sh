@@ -3,6 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/accelerate/require_gpu.sh
-# exec: a signal to this script reaches the launcher
-exec accelerate launch --config_file scripts/accelerate/one_gpu.yaml \
-    train_sd3.py --config config/grpo.py:"${RUN:-ocr_map_sd3}" --config.num_gpus=1 "$@"
+# exec: a signal to this script reaches the run
+exec python train_sd3.py --config config/grpo.py:"${RUN:-ocr_map_sd3}" --config.num_gpus=1 "$@"

@@ -11,5 +11,5 @@ if [[ ! -f "$launch" ]]; then
 fi
 gpus="${NUM_GPUS:-8}"
 # exec: a signal to this script reaches the launcher
-exec accelerate launch --config_file "$launch" --num_processes "$gpus" \
+exec python -m scripts.launch --config_file "$launch" --num_processes "$gpus" \
     train_sd3.py --config config/grpo.py:"${RUN:-ocr_map_sd3}" --config.num_gpus="$gpus" "$@"

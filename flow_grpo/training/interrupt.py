@@ -15,13 +15,20 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ONE_SIGNAL_SECONDS = 2.0
 
 
+def heard_signals() -> list[int]:
+    """The signals that stop a run. nohup ignores SIGHUP, and it stays ignored. A script's background job ignores SIGINT, but
+    it is heard here.
+    """
+    nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
+
+
 class StopRequest:
     """Within the context the first signal sets `requested`. A later signal acts as it always does.
 
     at_once: a thread calls it when the first signal comes.
 
     The handler may run in the middle of any statement, so it does almost nothing; a thread prints what happens.
-    nohup ignores SIGHUP, and it stays ignored. A script's background job ignores SIGINT, but it is heard here.
     """
 
     def __init__(self, at_once: Callable[[], None] | None = None):
@@ -32,9 +39,7 @@ class StopRequest:
         self._speaker = threading.Thread(target=self._speak, daemon=True)
 
     def __enter__(self) -> "StopRequest":
-        nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        heard = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
-        self._handlers = {number: signal.signal(number, self._note) for number in heard}
+        self._handlers = {number: signal.signal(number, self._note) for number in heard_signals()}
         self._speaker.start()
         return self
 

@@ -1,6 +1,7 @@
 """The launch scripts, run for real on this machine: CPU processes take the place of GPUs, and of machines."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -31,8 +32,8 @@ def environment():
     }
 
 
-def start(script, run_dir, environment):
-    flags = [f"--config.{name}={value}" for name, value in SMALL.items()]
+def start(script, run_dir, environment, **fields):
+    flags = [f"--config.{name}={value}" for name, value in (SMALL | fields).items()]
     command = [f"scripts/{script}", *flags, f"--config.run_dir={run_dir}"]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -86,13 +87,23 @@ def test_a_machine_without_a_gpu_is_refused_before_anything_is_loaded(environmen
     assert done.returncode == 2 and f"{script}: nvidia-smi finds no GPU" in done.stderr and "cpu.sh" in done.stderr
 
 
-def test_a_signal_to_a_launch_script_reaches_the_launcher(environment, tmp_path):
-    process = start("cpu.sh", tmp_path, environment)
-    name = Path(f"/proc/{process.pid}/cmdline")
-    deadline = time.monotonic() + 60
-    while b"accelerate" not in name.read_bytes() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert b"accelerate" in name.read_bytes()  # the script has become the launcher
-    process.terminate()
-    process.communicate(timeout=120)
-    assert process.returncode != 0
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_a_launch_script_ends_the_run_as_one_process_ends_it(environment, tmp_path, number):
+    process = start("cpu.sh", tmp_path, environment, num_epochs=1000)
+    try:
+        deadline = time.monotonic() + 240
+        while not read_metrics(tmp_path) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output[-3000:]
+    assert output.splitlines()[-2].startswith(f"saved {tmp_path}/checkpoint-") and "Traceback" not in output
+
+
+def test_a_launch_script_says_what_a_run_refuses_without_a_traceback(environment, tmp_path):
+    process = start("cpu.sh", tmp_path, environment, batch_size=3)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 1 and "Traceback" not in output
+    assert "train_sd3.py: " in output and output.splitlines()[-1].startswith("launch: process ")

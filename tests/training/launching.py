@@ -1,4 +1,4 @@
-"""Runs of two real processes on this machine, as `accelerate launch` starts them by scripts/accelerate/KIND.yaml."""
+"""Runs of two real processes on this machine, as scripts/cpu.sh and its like start them."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 
 def by_two_processes(kind):
     """The launcher's command line; with the environment's ACCELERATE_USE_CPU the GPUs of the file are not looked for."""
-    launch = ["-m", "accelerate.commands.launch", "--config_file", f"scripts/accelerate/{kind}.yaml"]
+    launch = ["-m", "scripts.launch", "--config_file", f"scripts/accelerate/{kind}.yaml"]
     return [*launch, "--num_processes=2", "--main_process_port=0"]
 
 
