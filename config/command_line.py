@@ -3,17 +3,21 @@
 A reward is a field, too: `--config.rewards.clip_gradcam=0.5`, and an option of its scorer
 `--config.reward_options.clip_gradcam.model=models/tiny-clip`; or all of them at once as a mapping,
 `--config.reward_options='{"clip_gradcam": {"model": "models/tiny-clip"}}'`.
+
+A run that goes on needs no other field than `--config.resume_from=FOLDER`: the folder has the configuration.
 """
 
 import ast
 import difflib
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 from pydantic import TypeAdapter, ValidationError
 
+from config import base
 from config.base import Fields
 from config.section import leaves
 
@@ -23,14 +27,17 @@ FREE = ("rewards", "reward_options", "eval_rewards")  # their keys are the user'
 def parse(arguments: list[str]) -> ml_collections.ConfigDict:
     """The configuration that a command line asks for, its fields known and of the right type.
 
+    Without `--config`, `--config.resume_from=FOLDER` takes the configuration that the folder holds.
     Raises ValueError for an argument that is none, no or an unknown configuration, an unknown field (with the nearest
     known one), and a value of another type.
     """
     pairs = _pairs(arguments)
-    name = pairs.pop("config", "")
-    if not name:
+    name, resumed = pairs.pop("config", ""), pairs.get("config.resume_from", "")
+    if resumed == "latest":
+        resumed = pairs.get("config.run_dir", "")
+    if not name and not resumed:
         raise ValueError("no configuration; name one, such as --config config/grpo.py:tiny_ocr_map, or ask for --help")
-    config = load(name)
+    config = load(name) if name else saved(Path(resumed).expanduser())
     for path, text in pairs.items():
         _set(config, path.removeprefix("config."), text)
     return config
@@ -47,6 +54,26 @@ def load(name: str) -> ml_collections.ConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(run) if run else module.get_config()
+
+
+def saved(folder: Path) -> ml_collections.ConfigDict:
+    """The configuration that a run's folder, or a checkpoint's, was written with; the run goes on in its folder.
+
+    A field that the folder does not know has today's default, and one that is gone today is left out.
+    Raises ValueError where the folder holds no configuration.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no config.json; give a run's folder, or name the run by --config FILE:RUN")
+    config, values = base.get_config(), _flat(json.loads(file.read_text(encoding="utf-8")))
+    for path in values.keys() & leaves(Fields).keys():
+        value = values[path]
+        _assign(config, path, tuple(value) if isinstance(value, list) else value)
+    config.name = config.name.removesuffix(
+        f"-{config.advantage.control}"
+    )  # it is added again where the run is resolved
+    config.run_dir = str(folder.parent if folder.name.startswith("checkpoint-") else folder)
+    return config
 
 
 def hint(path: str, known: list[str]) -> str:
@@ -85,7 +112,10 @@ def _set(config: ml_collections.ConfigDict, path: str, text: str) -> None:
     known = leaves(Fields)
     if path not in known:
         raise ValueError(f"unknown field {path}; {hint(path, list(known))}")
-    value = _as_type(known[path].annotation, path, text)
+    _assign(config, path, _as_type(known[path].annotation, path, text))
+
+
+def _assign(config: ml_collections.ConfigDict, path: str, value: Any) -> None:
     if path in FREE:
         value = ml_collections.ConfigDict(value, allow_dotted_keys=True)
     *folders, name = path.split(".")
@@ -94,6 +124,15 @@ def _set(config: ml_collections.ConfigDict, path: str, text: str) -> None:
         target = target[folder]
     with target.ignore_type():  # it has been checked
         target[name] = value
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train.beta": value} of {"train": {"beta": value}}; the mappings of scorers stay as they are."""
+    found = {}
+    for name, value in nested.items():
+        folder = isinstance(value, dict) and name not in FREE
+        found |= _flat(value, f"{prefix}{name}.") if folder else {f"{prefix}{name}": value}
+    return found
 
 
 def _as_type(kind: Any, path: str, text: str) -> Any:

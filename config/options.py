@@ -1,4 +1,4 @@
-"""What can be set, as a page and as a help text, made of config/base.py and the runs of config/grpo.py.
+"""What can be set, as a page and as a help text, made of the fields of config/base.py and the runs of config/grpo.py.
 
 python -m config.options     writes docs/options.md
 """
@@ -14,9 +14,10 @@ PAGE = Path(__file__).parents[1] / "docs" / "options.md"
 
 HEAD = """# Every option of a run
 
-<!-- Made of config/base.py by `python -m config.options`: change it there. -->
+<!-- Made of config/run_fields.py and config/training_fields.py by `python -m config.options`: change it there. -->
 
-Fields of [config/base.py](../config/base.py), set in a run of [config/grpo.py](../config/grpo.py) or on the command line:
+The fields of [config/run_fields.py](../config/run_fields.py) and [config/training_fields.py](../config/training_fields.py), set in a
+run of [config/grpo.py](../config/grpo.py) or on the command line:
 
 ```bash
 accelerate launch train_sd3.py --config config/grpo.py:tiny_ocr_map --config.train.beta=0.01

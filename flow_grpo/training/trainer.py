@@ -59,11 +59,8 @@ class Trainer:
             if self.parts.lock is not None:
                 self.parts.lock.close()
         if self.distributed.is_main:
-            go_on = (
-                ""
-                if epoch == self.config.num_epochs
-                else "; to go on, run the same command with --config.resume_from=latest"
-            )
+            done = epoch == self.config.num_epochs
+            go_on = "" if done else f"; to go on, launch train_sd3.py with --config.resume_from={self.run_dir}"
             print(
                 f"saved {checkpoint.list_checkpoints(self.run_dir)[-1]}{go_on}\nthe run as a page: {self.run_dir}/report.html",
                 flush=True,

@@ -3,8 +3,42 @@
 import pytest
 
 from config.command_line import parse
+from config.validation import resolve
 
 RUN = ["--config", "config/grpo.py:tiny_ocr_map"]
+
+
+def written(folder, arguments):
+    """The resolved configuration, as a run writes it into its folder."""
+    config, _ = resolve(parse(arguments), num_processes=1)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(config.to_json_best_effort())
+    return config
+
+
+def test_a_run_goes_on_with_the_fields_of_its_folder_and_nothing_but_the_folder_named(tmp_path):
+    fields = [
+        "--config.sample.sde_window_size=3",
+        "--config.sample.sde_window_range=(0, 5)",
+        "--config.train.num_steps=3",
+    ]
+    fields += [
+        "--config.rewards.my.module:Scorer=2",
+        "--config.seed=7",
+        "--config.reward_options.my.module:Scorer.size=3",
+        "--config.advantage.control=rolled",
+    ]
+    first = written(tmp_path / "run", [*RUN, *fields, f"--config.run_dir={tmp_path / 'run'}"])
+    again, _ = resolve(parse([f"--config.resume_from={tmp_path / 'run'}", "--config.num_epochs=30"]), num_processes=1)
+    changed = {name for name in first if first[name] != again[name]}
+    assert changed == {"resume_from", "num_epochs"} and again.num_epochs == 30
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_stays_in_the_folder_of_the_run_wherever_that_was_moved(tmp_path):
+    written(tmp_path / "moved/checkpoint-000003", [*RUN, "--config.run_dir=runs/elsewhere"])
+    assert parse([f"--config.resume_from={tmp_path}/moved/checkpoint-000003"]).run_dir == str(tmp_path / "moved")
+    with pytest.raises(ValueError, match="holds no config.json; give a run's folder, or name the run by --config"):
+        parse([f"--config.resume_from={tmp_path}"])
 
 
 def refusal(*flags):
