@@ -1,12 +1,17 @@
+import re
 import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from config.command_line import parse
+from config.validation import resolve
+from flow_grpo.rewards import make_scorers
 from flow_grpo.score import Score
-from flow_grpo.scorers import as_reward_fn, make_scorer, scorer_names
+from flow_grpo.scorers import _SCORERS, as_reward_fn, make_scorer, scorer_names
 from flow_grpo.text_maps.engine import TextLine
 
 IMAGES = torch.rand(2, 3, 16, 16)
@@ -74,6 +79,24 @@ def test_path_of_a_factory_is_a_name_too(brightness_module):
     score = make_scorer("own_scorers:brightness", device="meta", scale=0.5)(IMAGES, PROMPTS)
     torch.testing.assert_close(score.reward, IMAGES.mean((1, 2, 3)) / 2)
     assert torch.equal(score.details["device_is_meta"], IMAGES[:, 0, 0, 0])
+
+
+def test_a_scorer_is_added_by_one_file_and_one_row(tmp_path, monkeypatch):
+    """The tutorial's scorer, as CONTRIBUTING.md says: a file in flow_grpo/ with relative imports, and its row."""
+    page = Path("docs/tutorials/own-scorer.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r'^```python title="my_scorers.py"\n(.*?)^```$', page, re.M | re.S)
+    (tmp_path / "flow_grpo").mkdir()
+    (tmp_path / "flow_grpo/my_scorer.py").write_text(code.replace("from flow_grpo.score", "from .score"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(_SCORERS, "red", ".my_scorer:RedScorer")
+    fields = parse(["--config", "config/grpo.py:tiny_ocr_map", '--config.rewards={"red": 1.0}'])
+    config, _ = resolve(fields, num_processes=1)
+    scorers = make_scorers("cpu", config.rewards.to_dict(), config.reward_options.to_dict())
+    red, green, blue = IMAGES.unbind(1)
+    torch.testing.assert_close(scorers(IMAGES, PROMPTS)["red"].reward_map, 0.5 + 0.5 * (red - (green + blue) / 2))
+    with pytest.raises(ValueError, match="known: .*pickscore, red,"):
+        make_scorer("rad")
+    sys.modules.pop("flow_grpo.my_scorer")
 
 
 def test_device_goes_to_factories_that_take_one(brightness_module):

@@ -43,7 +43,7 @@ class ClipModel:
         preprocess = replace(self.preprocess, resize=resize, rounded_offset=resize == "bilinear")
         other = ClipModel(replace(self._parts, preprocess=preprocess))
         other._lock, other._texts = self._lock, self._texts
-        other._source = self  # keeps it alive, so that another scorer finds it loaded
+        other.source = self  # keeps it alive, so that another scorer finds it loaded
         return other
 
     @property

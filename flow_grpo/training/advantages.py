@@ -9,6 +9,7 @@ Sums run in float64. Results are rounded to fp32.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -139,43 +140,23 @@ def combined_token_advantages(
     Siblings are compared, so call it on whole groups: once per epoch, on the batch gathered from all processes.
     """
     _check_mode(mode)
-    if not token_maps.keys() <= rewards.keys() or token_maps.keys() != map_kinds.keys():
-        raise ValueError(
-            f"token_maps ({', '.join(token_maps)}) and map_kinds ({', '.join(map_kinds)}) must have the same names, "
-            f"of rewards ({', '.join(rewards)})"
-        )
+    _check_names(rewards, token_maps, map_kinds)
     advantages, parts = reward_parts(rewards, weights, group_ids, std, combine, adv_clip_max, valid)
-    total_weight = _total_weight(weights, mode)
+    lam, total_weight = alpha if lam is None else lam, _total_weight(weights, mode)
+    shared = {"alpha": alpha, "w_max": w_max, "evidence": evidence, "group_ids": group_ids}
     spread = advantages[:, None].double()  # (B, 1)
     for name, maps in token_maps.items():
         check_maps(maps, None, len(advantages))
         if MODES[mode].change is None:
             spread = spread.expand(maps.shape)
             continue
-        neutral = (neutrals or {}).get(name, NEUTRAL)
-        maps, map_ok = controlled_maps(
-            maps,
-            map_kinds[name],
-            control,
-            group_ids,
-            (map_valid or {}).get(name),
-            neutral,
-            rewards[name],
-            token_grid,
-            seed,
+        kind, neutral = map_kinds[name], (neutrals or {}).get(name, NEUTRAL)
+        valid_maps = (map_valid or {}).get(name)
+        maps, valid_maps = controlled_maps(
+            maps, kind, control, group_ids, valid_maps, neutral, rewards[name], token_grid, seed
         )
-        spread = spread + MODES[mode].change(
-            parts[name],
-            maps,
-            map_kinds[name],
-            alpha=alpha,
-            lam=(alpha if lam is None else lam) * weights[name] / total_weight,
-            w_max=w_max,
-            map_valid=map_ok,
-            neutral=neutral,
-            evidence=evidence,
-            group_ids=group_ids,
-        )
+        own = {"lam": lam * weights[name] / total_weight, "map_valid": valid_maps, "neutral": neutral}
+        spread = spread + MODES[mode].change(parts[name], maps, kind, **own, **shared)  # (B, N)
     return spread.float()
 
 
@@ -190,6 +171,14 @@ def _total_weight(weights: Mapping[str, float], mode: str) -> float:
             'other than 0, or take mode "weight"'
         )
     return 1.0
+
+
+def _check_names(rewards: Mapping[str, Any], token_maps: Mapping[str, Any], map_kinds: Mapping[str, Any]) -> None:
+    if not token_maps.keys() <= rewards.keys() or token_maps.keys() != map_kinds.keys():
+        raise ValueError(
+            f"token_maps ({', '.join(token_maps)}) and map_kinds ({', '.join(map_kinds)}) must have the same names, "
+            f"of rewards ({', '.join(rewards)})"
+        )
 
 
 def _check_mode(mode: str) -> None:

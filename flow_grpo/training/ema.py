@@ -15,6 +15,7 @@ class ExponentialMovingAverage:
         d = min(decay, (1 + n) / (10 + n))      after n optimizer steps
 
     The warm-up is Flow-GRPO's. Without it a short run's average would stay near its start. It reaches 0.9 after 80 steps.
+    diffusers' EMAModel warms up in the same way, but by its own updates: it has no `update_every`, and knows no FSDP2 parts.
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], decay: float, update_every: int):

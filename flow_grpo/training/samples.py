@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image
 
 from flow_grpo import map_overlay
-from flow_grpo.reward_map import resize
 from flow_grpo.rewards import weighted_sum
 from flow_grpo.score import Score
 from flow_grpo.text_maps.targets import quoted_targets
@@ -73,9 +72,8 @@ def _overlay(index: int, image: np.ndarray, score: Score) -> np.ndarray | None:
     """One map of a batch, laid over its image. None where the map is not valid: its values mean nothing then."""
     if not score.map_valid[index]:
         return None
-    # A map need not have the image's size: training only asks for a multiple of the token grid.
-    reward_map = resize(score.reward_map[index, None].detach(), image.shape[:2])[0]  # (H, W)
-    return map_overlay.overlay(image, reward_map.cpu().numpy(), map_kind=score.map_kind)
+    reward_map = score.reward_map[index].detach().float().cpu().numpy()  # (H, W), of the image's size
+    return map_overlay.overlay(image, reward_map, map_kind=score.map_kind)
 
 
 def sheet(samples: Sequence[Sample], columns: int = 8) -> Image.Image:

@@ -14,20 +14,15 @@ from scripts.benchmark import maps as benchmark_maps
 from scripts.benchmark import ocr as benchmark_ocr
 from scripts.benchmark import step as benchmark_step
 from scripts.benchmark import train as benchmark_train
+from scripts.commands import parse_command
 
 COMMANDS = {"step": benchmark_step, "ocr": benchmark_ocr, "maps": benchmark_maps, "train": benchmark_train}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, module in COMMANDS.items():
-        command = commands.add_parser(
-            name, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        module.add_arguments(command)
-        command.add_argument("--json", type=Path, help="also write the figures here")
-    args = parser.parse_args()
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", type=Path, help="also write the figures here")
+    args = parse_command(__doc__, "COMMAND", COMMANDS, common)
     figures = args.run(args)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`benchmark.py maps`: what each CLIP map costs, as a ratio to the plain score and to a library's Grad-CAM.
+"""What each CLIP map costs, as a ratio to the plain score and to a library's Grad-CAM.
 
 ViT-L/14 in its own configuration, with random weights: what a number is does not change what it costs. The plain score is
 transformers' own image tower and head under no_grad, the prompts embedded beforehand; "with its prompts" embeds them in

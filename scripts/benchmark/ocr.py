@@ -1,4 +1,4 @@
-"""`benchmark.py ocr`: images per second of each engine, serial and pooled, against the loop that Flow-GRPO runs.
+"""Images per second of each engine, serial and pooled, against the loop that Flow-GRPO runs.
 
 A row with a side has a smaller image for the detector (max_side). The loop is Flow-GRPO's OcrScorer with the PaddleOCR of
 today: one image after the other in the caller's process, without orientation and unwarping, everything else as the

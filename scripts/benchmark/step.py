@@ -1,4 +1,4 @@
-"""`benchmark.py step`: what reward maps add to an epoch of the tiny run, mode "weight" against mode "scalar"."""
+"""What reward maps add to an epoch of the tiny run: mode `weight` against mode `scalar`."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`benchmark.py train`: what sampling and training cost.
+"""What sampling and training cost.
 
 First, as a run does it, epochs of tiny-sd3 with OCR maps: images per second of the rollout and of the update. Second, what
 OCR adds to a rollout, in this process and in a worker that reads while the next batch is sampled; that wants two idle cores.

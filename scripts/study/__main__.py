@@ -8,22 +8,14 @@ the file can be committed as it grows; a run that is in it is not run again. A l
 `run --seeds 0 --learning-rates 2e-4 5e-4 1e-3`: the report takes each arm's best rate on seed 0, and its other seeds.
 """
 
-import argparse
-
+from scripts.commands import parse_command
 from scripts.study import launch, report
 
 COMMANDS = {"run": launch, "report": report}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, module in COMMANDS.items():
-        command = commands.add_parser(
-            name, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        module.add_arguments(command)
-    args = parser.parse_args()
+    args = parse_command(__doc__, "COMMAND", COMMANDS)
     args.run(args)
 
 

@@ -52,26 +52,6 @@ def test_a_sample_has_its_rewards_and_its_map_over_the_image():
     assert list(kept.overlays) == ["grey"] and np.array_equal(kept.overlays["grey"], expected)
 
 
-@pytest.mark.parametrize("size", [(4, 4), (16, 16), (4, 16)])
-def test_a_map_of_another_size_than_the_image_lies_over_all_of_it(size):
-    """Left half 0, right half 1, whose overlay at the image's own size is known, but for the pixels beside the seam."""
-
-    def halves(height, width):
-        return (torch.arange(width) >= width // 2).float().expand(height, width)
-
-    def of_another_size(images, prompts, metadata=None):
-        maps = halves(*size).expand(len(images), *size)
-        return Score(torch.zeros(len(images)), maps.bfloat16(), "reward")
-
-    images = some_images(2)
-    scores = {"halves": of_another_size(images, ["a", "b"])}
-    samples = make_samples(to_uint8(images), ["a", "b"], scores, {"halves": 1.0})
-    for kept, image in zip(samples, to_uint8(images), strict=True):
-        expected = overlay(image, halves(8, 8).numpy())
-        away = [0, 1, 2, 5, 6, 7]  # a resize is smooth across the seam
-        assert np.array_equal(kept.overlays["halves"][:, away], expected[:, away])
-
-
 def test_what_is_not_valid_is_left_out():
     without_map, unscored = samples_of(some_images(3), ["a", "b", "unreadable"])[1:]
     assert without_map.overlays == {"grey": None} and without_map.reward is not None
