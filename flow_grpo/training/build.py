@@ -96,13 +96,9 @@ def _build(
     _try_scorers(scorers, config, sampler, distributed.device)
     policy, identities["model"] = _policy(config, distributed.device)
     origin = start.known_origin(config, resume_path, origin, identities, distributed)
-    optimizer = torch.optim.AdamW(
-        policy.trainable_parameters(),
-        lr=config.train.learning_rate,
-        eps=config.train.adam_epsilon,
-        weight_decay=config.train.weight_decay,
+    policy.forward_module, optimizer = distributed.prepare(
+        policy.network, _optimizer(config, policy), config.train.max_grad_norm
     )
-    policy.forward_module, optimizer = distributed.prepare(policy.network, optimizer, config.train.max_grad_norm)
     ema = ExponentialMovingAverage(policy.trainable_parameters(), config.train.ema_decay, config.train.ema_every)
     update_rule = UpdateRule(**{field.name: config.train[field.name] for field in fields(UpdateRule)})
     uses_maps = bool(MODES[config.advantage.mode].map_kinds) or config.train.spatial_kl > 0
@@ -115,13 +111,7 @@ def _build(
         eval_metadata=eval_metadata,
         scorers=scorers,
         gold=gold,
-        credit=partial(
-            assign_credit,
-            rewards=config.rewards.to_dict(),
-            rule=CreditRule(**config.advantage),
-            spatial_kl=config.train.spatial_kl,
-            token_grid=policy.token_grid,
-        ),
+        credit=_credit(config, policy),
         policy=policy,
         token_grid=policy.token_grid if uses_maps else None,
         optimizer=optimizer,
@@ -141,6 +131,24 @@ def _gold(config: ml_collections.ConfigDict, device: torch.device) -> WeightedSc
     gold = make_scorers(str(device), dict.fromkeys(options, 1.0), options)
     check_data(gold, config.dataset, config.num_eval_prompts, splits=("test",))
     return gold
+
+
+def _optimizer(config: ml_collections.ConfigDict, policy: Policy) -> torch.optim.Optimizer:
+    train = config.train
+    return torch.optim.AdamW(
+        policy.trainable_parameters(), lr=train.learning_rate, eps=train.adam_epsilon, weight_decay=train.weight_decay
+    )
+
+
+def _credit(config: ml_collections.ConfigDict, policy: Policy) -> Callable[..., tuple[Credit, dict[str, float]]]:
+    """`assign_credit`, with what it needs of the configuration."""
+    return partial(
+        assign_credit,
+        rewards=config.rewards.to_dict(),
+        rule=CreditRule(**config.advantage),
+        spatial_kl=config.train.spatial_kl,
+        token_grid=policy.token_grid,
+    )
 
 
 def _sampler(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Distributed) -> GroupSampler:

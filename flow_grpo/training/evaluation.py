@@ -1,5 +1,6 @@
 """Scores the policy on held-out prompts. Each prompt has one fixed noise, and counts once."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,23 +49,13 @@ def evaluate(
     gold: scorers that are watched but not trained on; their metrics are eval/gold/<scorer>.
     Means are over the images that could be scored; invalid_share is the share of the others.
     """
-    own = list(range(distributed.rank, len(prompts), distributed.num_processes))
-    most = -(-len(prompts) // distributed.num_processes)  # the largest number of prompts that a process has
     pending = PendingScores(scorers, num_shown=num_samples if distributed.is_main else 0)
     watched = PendingScores(gold) if gold else None
-    for start in tqdm(range(0, most, batch_size), desc="evaluation", leave=False, disable=not distributed.is_main):
-        if distributed.any(pending.failure is not None or (watched is not None and watched.failure is not None)):
-            break
-        indices = own[start : start + batch_size]
-        # Every batch is filled up, because another batch size would be compiled anew. A process without prompts samples
-        # too: with FSDP2 each process holds a part of the weights, and the others need it.
-        filled = indices + [0] * (batch_size - len(indices))
-        seeds = [sample_seed(Domain.EVALUATION, seed, i) for i in filled]
-        images = rollout(policy, [prompts[i] for i in filled], seeds, sde, num_kept=0).images
-        if indices:
-            told = [prompts[i] for i in indices], [metadata[i] for i in indices]
-            for each in filter(None, (pending, watched)):
-                each.submit(images[: len(indices)], *told, torch.tensor(indices))
+    asked = [pending, watched] if watched else [pending]
+    for indices, images in _sampled(policy, prompts, sde, batch_size, seed, distributed, asked):
+        told = [prompts[i] for i in indices], [metadata[i] for i in indices]
+        for each in asked:
+            each.submit(images, *told, torch.tensor(indices))
     scored = _collected(pending, distributed)
     if not scored.valid.any():
         raise RuntimeError(
@@ -83,6 +74,31 @@ def evaluate(
         metrics |= {f"eval/gold/{name}": float(each[seen.valid].double().nanmean()) for name, each in own.items()}
         values |= {f"gold/{name}": _by_prompt(seen, seen.details[name]) for name in gold.weights}
     return Evaluation(metrics, pending.samples, values)
+
+
+def _sampled(
+    policy: Policy,
+    prompts: list[str],
+    sde: SDE,
+    batch_size: int,
+    seed: int,
+    distributed: Distributed,
+    asked: list[PendingScores],
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Sample this process's prompts in batches: their indices, and their images (B, 3, H, W). Stops where scores failed."""
+    own = list(range(distributed.rank, len(prompts), distributed.num_processes))
+    most = -(-len(prompts) // distributed.num_processes)  # the largest number of prompts that a process has
+    for start in tqdm(range(0, most, batch_size), desc="evaluation", leave=False, disable=not distributed.is_main):
+        if distributed.any(any(pending.failure is not None for pending in asked)):
+            break
+        indices = own[start : start + batch_size]
+        # Every batch is filled up, because another batch size would be compiled anew. A process without prompts samples
+        # too: with FSDP2 each process holds a part of the weights, and the others need it.
+        filled = indices + [0] * (batch_size - len(indices))
+        seeds = [sample_seed(Domain.EVALUATION, seed, i) for i in filled]
+        images = rollout(policy, [prompts[i] for i in filled], seeds, sde, num_kept=0).images
+        if indices:
+            yield indices, images[: len(indices)]
 
 
 def _collected(pending: PendingScores, distributed: Distributed) -> Scored:
