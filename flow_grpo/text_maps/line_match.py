@@ -6,12 +6,10 @@ that no line shows belongs to the span of a neighbouring line, and lowers that l
 a whole span, and lacks the rest of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .engine import TextLine
 from .reading_order import reading_order, steps_within_words
@@ -24,8 +22,8 @@ class LineMatch:
     """What an image's L lines are worth against its T targets.
 
     spans: for each line, the part of a target that it stands for, normalised; None for extra text, which matches no target.
-    box_rewards: (L,), confidence * similarity of each line with its span; 0 for extra text.
-    repeats: (L,) in [0, 1], how much extra text looks like another attempt at a target; 0 for a line that has a span.
+    box_rewards: (L,) float32, confidence * similarity of each line with its span; 0 for extra text.
+    repeats: (L,) float32 in [0, 1], how much extra text looks like another attempt at a target; 0 for a line that has a span.
     reward, similarity, confidence: means over the targets, in [0, 1]. A target's value is the weighted mean over its lines
         of box reward, similarity or confidence; the weight is the length of the line or of its span, whichever is longer.
         A target without a line has 0. Repeated attempts lower the reward (`match_lines`).
@@ -34,8 +32,8 @@ class LineMatch:
     """
 
     spans: tuple[str | None, ...]
-    box_rewards: Tensor
-    repeats: Tensor
+    box_rewards: np.ndarray
+    repeats: np.ndarray
     reward: float
     similarity: float
     confidence: float
@@ -72,7 +70,7 @@ def match_lines(
     texts = [normalise(line.text, normalisation) for line in ordered]
     renderings = _assign(ordered, texts, sorted(targets), normalisation)
     spans: list[str | None] = [None] * len(lines)
-    box_rewards, repeats = torch.zeros(len(lines)), torch.zeros(len(lines))
+    box_rewards, repeats = np.zeros(len(lines), np.float32), np.zeros(len(lines), np.float32)
     for part in (part for rendering in renderings for part in rendering):
         spans[order[part.line]] = part.span
         box_rewards[order[part.line]] = part.reward
@@ -108,10 +106,10 @@ def _mean(rendering: Rendering, value: Callable[[Part], float]) -> float:
 
 def _repeats(text: str, renderings: Sequence[Rendering]) -> tuple[int, float]:
     """Which target an extra line repeats a part of (its index), and how much it repeats it, in [0, 1]."""
-    best = (0, 0.0)
+    best, letters = (0, 0.0), frozenset(text)
     for target, rendering in enumerate(renderings):
         for part in rendering:
-            if part.agreement:
+            if part.agreement and not letters.isdisjoint(part.span):
                 resemblance = min(similarity(text, part.span) / part.similarity, 1.0) ** 2
                 best = max(best, (target, resemblance), key=lambda found: found[1])
     return best
@@ -129,46 +127,55 @@ def _assign(
     Worked example. Targets "BIG SALE" and "HUT", lines "BIG", "SALE" and "HUT", confidences 1. First "BIG SALE" gets "SALE"
     (4/7) and "HUT" its own (1): 11/7. Then "BIG SALE" takes "BIG" and "SALE" (1), which leaves "HUT" its line: 2.
     """
-    steps = steps_within_words(lines)
     confidences = [line.confidence for line in lines]
-    candidates = [TargetLines(target, texts, confidences, steps, normalisation) for target in targets]
-    areas = np.array([_area(line.quad) for line in lines])
+    fits = TargetLines(targets, texts, confidences, steps_within_words(lines), normalisation)
+    match_whole = _WholeMatch(fits.wholes, [_area(line.quad) for line in lines])
     free, broken = list(range(len(lines))), {}
-    whole = _match_whole(candidates, range(len(targets)), free, areas)
-    best = [candidate.best_rendering(free) for candidate in candidates]
-    for target in sorted(range(len(targets)), key=lambda target: -reward_of(best[target])):
+    whole = match_whole(range(len(targets)), free)
+    best = fits.best_renderings(range(len(targets)), free)
+    order = sorted(best, key=lambda target: -reward_of(best[target]))
+    for turn, target in enumerate(order):
+        if not _is_free(best[target], free):
+            # the other targets whose lines are taken are done with it: one pass over the lines serves them all
+            stale = [other for other in order[turn:] if not _is_free(best[other], free)]
+            best |= fits.best_renderings(stale, free)
         rendering = best[target]
-        if any(part.line not in free for part in rendering):
-            rendering = candidates[target].best_rendering(free)
         if len(rendering) < 2:
             continue
         left = [i for i in free if all(i != part.line for part in rendering)]
-        others = _match_whole(candidates, [t for t in whole if t != target], left, areas)
+        others = match_whole([t for t in whole if t != target], left)
         if reward_of(rendering) + sum(map(reward_of, others.values())) > sum(map(reward_of, whole.values())) + TIE:
             broken[target], free, whole = rendering, left, others
     return [(broken | whole)[target] for target in range(len(targets))]
 
 
-def _match_whole(
-    candidates: Sequence[TargetLines], targets: Sequence[int], lines: Sequence[int], areas: np.ndarray
-) -> dict[int, Rendering]:
-    """Match each of these targets, as a whole, with one line (Hungarian matching). Some get none if lines are too few.
+def _is_free(rendering: Rendering, free: Collection[int]) -> bool:
+    return all(part.line in free for part in rendering)
 
+
+class _WholeMatch:
+    """Matches targets, as wholes, with one line each (Hungarian matching). Some get none if lines are too few.
+
+    wholes: [target][line], the line as the whole target. areas: of the lines' boxes.
     Raises ImportError where scipy is not installed.
     """
-    try:
-        from scipy.optimize import linear_sum_assignment
-    except ImportError as error:
-        raise ImportError('text rewards need scipy: pip install "flow-grpo-maps[ocr]"') from error
-    renderings: dict[int, Rendering] = {target: [] for target in targets}
-    if not targets or not lines:
+
+    def __init__(self, wholes: Sequence[Sequence[Part]], areas: Sequence[float]):
+        try:
+            from scipy.optimize import linear_sum_assignment
+        except ImportError as error:
+            raise ImportError('text rewards need scipy: pip install "flow-grpo-maps[ocr]"') from error
+        self._assign, self._wholes = linear_sum_assignment, wholes
+        rewards = [[part.reward + TIE * part.similarity for part in row] for row in wholes]
+        larger = np.array(areas) / max(max(areas, default=0.0), 1.0)
+        self._rewards = np.array(rewards).reshape(len(wholes), len(areas)) + TIE**2 * larger  # (T, L)
+
+    def __call__(self, targets: Sequence[int], lines: Sequence[int]) -> dict[int, Rendering]:
+        renderings: dict[int, Rendering] = {target: [] for target in targets}
+        if targets and lines:
+            for row, column in zip(*self._assign(self._rewards[np.ix_(targets, lines)], maximize=True)):
+                renderings[targets[row]] = [self._wholes[targets[row]][lines[column]]]
         return renderings
-    parts = [[candidates[target].part(line) for line in lines] for target in targets]  # [target][line]
-    rewards = [[part.reward + TIE * part.similarity for part in row] for row in parts]
-    larger = areas[lines] / max(areas.max(), 1.0)  # (L,)
-    for row, column in zip(*linear_sum_assignment(np.array(rewards) + TIE**2 * larger, maximize=True)):
-        renderings[targets[row]] = [parts[row][column]]
-    return renderings
 
 
 def _area(quad: np.ndarray) -> float:

@@ -67,8 +67,10 @@ def steps_within_words(lines: Sequence[TextLine]) -> list[list[Step]]:
         apart = np.maximum(np.maximum(low - high[i], low[i] - high), 0)  # (L, 2), between the boxes, along and across
         gaps = np.hypot(*apart.T) / np.minimum(heights, heights[i])
         sizes = np.maximum(heights, heights[i]) / np.minimum(heights, heights[i])
-        near = np.flatnonzero((gaps <= _NEAR) & (sizes <= _SAME_SIZE)).tolist()
-        steps.append([Step(j, float(gaps[j])) for j in near if j < i and not _parted(centres, heights, j, i, near)])
+        near = np.flatnonzero((gaps <= _NEAR) & (sizes <= _SAME_SIZE))
+        earlier = near[near < i]
+        parted = _parted(centres, heights, earlier, i, near)
+        steps.append([Step(j, float(gaps[j])) for j in earlier[~parted].tolist()])
     return steps
 
 
@@ -86,14 +88,13 @@ def _edge_lengths(corners: np.ndarray, one: int, other: int) -> np.ndarray:
     return np.linalg.norm(corners[:, one] - corners[:, other], axis=1)
 
 
-def _parted(centres: np.ndarray, heights: np.ndarray, i: int, j: int, others: Sequence[int]) -> bool:
-    """Whether the middle of another line stands on the way from line i's to line j's."""
-    way = centres[j] - centres[i]
-    length = np.hypot(*way)
-    for other in others:
-        to_other = centres[other] - centres[i]
-        share = to_other @ way / max(length**2, 1e-6)
-        aside = abs(to_other[0] * way[1] - to_other[1] * way[0]) / max(length, 1e-6)
-        if other not in (i, j) and 0.1 < share < 0.9 and aside < heights[other] / 2:
-            return True
-    return False
+def _parted(centres: np.ndarray, heights: np.ndarray, lines: np.ndarray, i: int, others: np.ndarray) -> np.ndarray:
+    """Whether the middle of another line stands on the way from each of these lines to line i. Returns a bool per line."""
+    ways = centres[i] - centres[lines]  # (J, 2)
+    lengths = np.hypot(*ways.T)[:, None]  # (J, 1)
+    to_others = centres[others] - centres[lines, None]  # (J, M, 2)
+    shares = (to_others * ways[:, None]).sum(axis=2) / np.maximum(lengths**2, 1e-6)
+    asides = to_others[..., 0] * ways[:, None, 1] - to_others[..., 1] * ways[:, None, 0]
+    between = (shares > 0.1) & (shares < 0.9) & (np.abs(asides) / np.maximum(lengths, 1e-6) < heights[others] / 2)
+    between &= (others != i) & (others != lines[:, None])
+    return between.any(axis=1)

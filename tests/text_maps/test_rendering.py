@@ -1,33 +1,11 @@
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from flow_grpo.text_maps.rendering import TargetLines, _agreements, reward_of
-from flow_grpo.text_maps.targets import edit_distance
-
-WORDS = st.text("hutax-", min_size=1, max_size=9)
-
-
-def codes(text):
-    return np.array([ord(char) for char in text])
-
-
-@given(WORDS, WORDS, st.integers(1, 9))
-@settings(deadline=None)
-def test_agreements_are_those_of_the_edit_distances(text, target, width):
-    width = min(width, len(target))
-    for shown, agreements in zip((text, text[:-1]), _agreements(codes(text), codes(target), width)):
-        for end in range(len(target) + 1):
-            for length in range(1, width + 1):
-                span = target[end - length : end] if length <= end else None
-                expected = 0 if span is None else max(len(shown), length) - edit_distance(shown, span)
-                assert agreements[end, length - 1] == expected
+from flow_grpo.text_maps.rendering import TargetLines, reward_of
 
 
 def rendering_of(target, *texts):
-    lines = TargetLines(target, texts, [1.0] * len(texts), [[] for _ in texts], "flow_grpo")
-    return lines.best_rendering(range(len(texts)))
+    lines = TargetLines([target], texts, [1.0] * len(texts), [[] for _ in texts], "flow_grpo")
+    return lines.best_renderings([0], range(len(texts)))[0]
 
 
 def test_worked_example():
@@ -53,3 +31,15 @@ def test_words_left_out_belong_to_the_line_before_them():
 def test_a_word_longer_than_any_may_break_anywhere():
     text = "".join(map(chr, range(0x0E01, 0x0E01 + 45)))  # Thai has no spaces
     assert reward_of(rendering_of(text, text[:20], text[20:])) == 1
+
+
+def test_targets_side_by_side_are_rendered_like_each_alone():
+    """One short, one that is long enough to leave letters out, and one of ideographs."""
+    targets = ["BIG SALE", " ".join(letter * 5 for letter in "abcdefghijkl"), "新鲜面包每天出炉"]
+    texts = ["big", "ccccc", "sal", "新鲜面", "hhhhh lllll", "天出炉"]
+    lines = TargetLines(targets, texts, [0.9] * len(texts), [[] for _ in texts], "flow_grpo")
+    together = lines.best_renderings([0, 1, 2], range(len(texts)))
+    for target, rendering in together.items():
+        alone = TargetLines([targets[target]], texts, [0.9] * len(texts), [[] for _ in texts], "flow_grpo")
+        assert rendering == alone.best_renderings([0], range(len(texts)))[0]
+    assert [[part.line for part in rendering] for rendering in together.values()] == [[0, 2], [0, 1, 4], [3, 5]]
