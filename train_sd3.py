@@ -51,4 +51,5 @@ if __name__ == "__main__":
     except Exception as error:
         if not is_users(error):
             raise
-        sys.exit(f"train_sd3.py: {error}")
+        # the launcher's last words hold the error of the process that failed first, also where that one is silent
+        sys.exit(f"train_sd3.py: {error}" if Distributed.speaks() else 1)

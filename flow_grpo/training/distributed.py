@@ -1,5 +1,6 @@
 """The processes of a run: who is who, and what they tell each other. No other file says rank."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,11 @@ class Distributed:
                 "DeepSpeed is not supported; launch with scripts/accelerate/fsdp2.yaml, which does as much"
             )
         return PartialState(cpu=_stays_on_cpu()).num_processes
+
+    @staticmethod
+    def speaks() -> bool:
+        """Whether this process prints what all processes of its machine would print. It can be asked at any time."""
+        return os.environ.get("LOCAL_RANK", "0") == "0"
 
     @property
     def _kind(self) -> DistributedType:

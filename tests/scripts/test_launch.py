@@ -106,4 +106,5 @@ def test_a_launch_script_says_what_a_run_refuses_without_a_traceback(environment
     process = start("cpu.sh", tmp_path, environment, batch_size=3)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 1 and "Traceback" not in output
-    assert "train_sd3.py: " in output and output.splitlines()[-1].startswith("launch: process ")
+    said, last = filter(None, output.splitlines())
+    assert said.startswith("train_sd3.py: num_groups") and last.startswith("launch: process ") and "try batch" in last
