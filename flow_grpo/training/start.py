@@ -10,7 +10,9 @@ from flow_grpo.training import checkpoint, resume, run_folder
 from flow_grpo.training.checkpoint import Origin
 from flow_grpo.training.data import load_metadata, load_prompts
 from flow_grpo.training.distributed import Distributed
+from flow_grpo.training.evaluation_log import EVALUATIONS
 from flow_grpo.training.identity import prompts_identity
+from flow_grpo.training.json_lines import read_rows
 
 
 def dataset_identity(dataset: str) -> str:
@@ -48,7 +50,8 @@ def found_checkpoint(
     resume.check_branch(run_dir, path)
     epoch, origin = resume.saved_epoch(path), checkpoint.read_origin(path)
     changed = resume.changed_fields(path, config.to_dict(), base.get_config().to_dict(), identities, origin)
-    if epoch is not None and epoch >= config.num_epochs:
+    is_over = epoch is not None and epoch >= config.num_epochs
+    if is_over and not _lacks_last_evaluation(config, path, epoch):
         raise ValueError(f"{path} has all {config.num_epochs} epochs; raise --config.num_epochs to go on")
     if distributed.is_main:
         print(_going_on(path, changed), flush=True)
@@ -58,6 +61,14 @@ def found_checkpoint(
         if not resume.may_change(name)
     ]
     return path, Origin(origin.identities, origin.changes + meant)
+
+
+def _lacks_last_evaluation(config: ml_collections.ConfigDict, path: Path, epoch: int) -> bool:
+    """Whether a run has all epochs, but was stopped before the evaluation at its end."""
+    run_dir = Path(config.run_dir)
+    if not config.eval_every or epoch != config.num_epochs or path.parent.resolve() != run_dir.resolve():
+        return False
+    return all(row["epoch"] != epoch for row in read_rows(run_dir / EVALUATIONS))
 
 
 def known_origin(

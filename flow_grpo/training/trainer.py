@@ -49,7 +49,7 @@ class Trainer:
                 print(banner(self.parts, first_epoch), flush=True)
                 told = self.config.wandb_project, self.config.to_dict()
                 self.tracker = RunTracker(self.run_dir, *told, first_epoch, self._evaluates(first_epoch))
-            epoch = self._run(first_epoch)
+            is_over = self._run(first_epoch)
             self.tracker.report(base.get_config().to_dict())
             self.tracker.finish()
         except Exception:
@@ -59,20 +59,19 @@ class Trainer:
             if self.parts.lock is not None:
                 self.parts.lock.close()
         if self.distributed.is_main:
-            done = epoch == self.config.num_epochs
-            go_on = "" if done else f"; to go on, launch train_sd3.py with --config.resume_from={self.run_dir}"
+            go_on = "" if is_over else f"; to go on, launch train_sd3.py with --config.resume_from={self.run_dir}"
             print(
                 f"saved {checkpoint.list_checkpoints(self.run_dir)[-1]}{go_on}\nthe run as a page: {self.run_dir}/report.html",
                 flush=True,
             )
 
-    def _run(self, first_epoch: int) -> int:
-        """Run the epochs. Returns the epoch that a later run would begin with.
+    def _run(self, first_epoch: int) -> bool:
+        """Run the epochs. Returns whether all is done, with the evaluation at the end; a later run would do the rest.
 
         If an epoch fails, for any reason, the state at its start is saved as a checkpoint. A signal saves it at once,
         because an update may take longer than a scheduler waits.
         """
-        config, epoch = self.config, first_epoch
+        config, epoch, is_over = self.config, first_epoch, False
         bar = tqdm(total=config.num_epochs, initial=epoch, desc="epochs", disable=not self.distributed.is_main)
         with StopRequest(at_once=self._write) as stop:
             while True:
@@ -83,11 +82,13 @@ class Trainer:
                 if due:
                     self._save()
                 if stopping:
+                    is_over = is_last and not self._evaluates(epoch)
                     break
                 try:
                     if self._evaluates(epoch):
                         self._evaluate(epoch)
                     if is_last:
+                        is_over = True
                         break
                     metrics = self._train_epoch(epoch, stop)
                 except Exception:
@@ -104,7 +105,7 @@ class Trainer:
                 epoch += 1
             self._save_pipeline()
         bar.close()
-        return epoch
+        return is_over
 
     def _evaluates(self, epoch: int) -> bool:
         """Whether there is an evaluation before the epoch, or at the run's end."""

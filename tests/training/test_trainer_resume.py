@@ -76,11 +76,27 @@ def test_a_run_goes_on_in_batches_of_another_size_with_the_same_samples(finished
     assert row["rollout/reward_std"] == pytest.approx(expected["rollout/reward_std"], abs=1e-5)
 
 
+def evaluated_epochs(run_dir):
+    return [row["epoch"] for row in read_rows(run_dir / "evaluations.jsonl")]
+
+
+def test_a_run_that_was_stopped_before_its_last_evaluation_goes_on_to_it(make_trainer, tmp_path, capsys):
+    stopped = make_trainer(tmp_path, num_epochs=1)
+    stop_at_score(stopped, 3)  # in the last batch of its only epoch
+    stopped.train()
+    assert "checkpoint-000001; to go on," in capsys.readouterr().out
+    assert evaluated_epochs(tmp_path) == [0]
+    make_trainer(tmp_path, num_epochs=1, resume_from="latest").train()
+    assert evaluated_epochs(tmp_path) == [0, 1]
+    with pytest.raises(ValueError, match="has all 1 epochs"):
+        make_trainer(tmp_path, num_epochs=1, resume_from="latest")
+
+
 def test_a_finished_run_that_is_made_longer_keeps_what_its_end_measured(make_trainer, tmp_path):
     make_trainer(tmp_path, num_epochs=1).train()
     make_trainer(tmp_path, num_epochs=2, resume_from="latest").train()
     evaluated = [row["epoch"] for row in timeless_rows(tmp_path) if "eval/reward" in row]
-    assert evaluated == [row["epoch"] for row in read_rows(tmp_path / "evaluations.jsonl")] == [0, 1, 2]
+    assert evaluated == evaluated_epochs(tmp_path) == [0, 1, 2]
     sampled = [row["epoch"] for row in read_rows(tmp_path / "samples.jsonl") if row["name"] == "eval/samples"]
     assert sampled == [0, 1, 2]
 
