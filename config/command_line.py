@@ -12,7 +12,7 @@ import difflib
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import ml_collections
 from pydantic import TypeAdapter, ValidationError
@@ -140,7 +140,8 @@ def _as_type(kind: Any, path: str, text: str) -> Any:
         return TypeAdapter(kind).validate_python(text if kind in (str, int, float, bool) else _literal(text))
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Input ")
-        raise ValueError(f"--config.{path}={text}: it {reason}") from None
+        example = ", such as (0, 5)" if get_origin(kind) is tuple else ""
+        raise ValueError(f"--config.{path}={text}: it {reason}{example}") from None
 
 
 def _literal(text: str) -> Any:

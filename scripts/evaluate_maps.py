@@ -145,6 +145,9 @@ MAPS = {
 }
 
 
+KNOWN_MAPS = {*MAPS, *CONTROLS, *(name for name, _ in MAPS.values())}
+
+
 def scored_maps(label: str, clip: ClipModel, images: Tensor, prompts: Sequence[str]) -> Tensor:
     """Maps (N, H, W) in [0, 1], high where the prompt's shape should be.
 
@@ -207,7 +210,7 @@ def markdown_table(results: dict[str, dict[str, float]], metrics: Sequence[str] 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/tiny-clip", help="any CLIP that load_clip knows")
-    parser.add_argument("--num-scenes", type=int, default=200, help="each is asked for both of its shapes")
+    parser.add_argument("--num-scenes", type=_count, default=200, help="each is asked for both of its shapes")
     parser.add_argument("--maps", nargs="+", metavar="MAP", help=f"of {', '.join((*MAPS, *CONTROLS))}; default: all")
     parser.add_argument(
         "--scorer", nargs="+", metavar="NAME", help="audit these scorers: registered ones, or package.module:factory"
@@ -217,6 +220,10 @@ def main() -> None:
     args.scorer, args.maps = scorer_names(args.scorer or []), scorer_names(args.maps or [])
     if args.scorer and args.maps:
         parser.error("--scorer audits scorers and --maps compares CLIP's maps; give one of them")
+    if unknown := sorted(set(args.maps) - KNOWN_MAPS):
+        parser.error(f"--maps does not know {', '.join(unknown)}; it knows {', '.join(sorted(KNOWN_MAPS))}")
+    if args.json and not args.json.parent.is_dir():
+        parser.error(f"--json {args.json}: there is no folder {args.json.parent}; make it first")
     if args.scorer:
         results = audited(args.scorer, args.model, args.num_scenes)
     else:
@@ -226,5 +233,14 @@ def main() -> None:
         args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text}")
+    return int(text)
+
+
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, ImportError) as error:
+        sys.exit(f"evaluate_maps.py: {error}")

@@ -82,12 +82,7 @@ def make_scorers(names: Sequence[str], options: Sequence[str], model: str | None
             by_scorer[scorer][name] = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"--option {option!r}: {text} is not JSON; a string wants quotes: '\"...\"'") from error
-    try:
-        return {name: make_scorer(name, device, **chosen) for name, chosen in by_scorer.items()}
-    except OSError as error:  # transformers' own words say that the hub cannot be reached, not what works without it
-        raise ValueError(
-            f"{error}\nWithout a network: --model FOLDER; models/tiny-clip lies in this repository"
-        ) from error
+    return {name: make_scorer(name, device, **chosen) for name, chosen in by_scorer.items()}
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -157,7 +152,9 @@ def main() -> None:
     parser.add_argument(
         "--scorer", required=True, nargs="+", metavar="NAME", help="one or several, as make_scorer knows them"
     )
-    parser.add_argument("--model", help="of the CLIP scorers: hub id or folder; default: ViT-L/14 of OpenAI")
+    parser.add_argument(
+        "--model", help="of the CLIP scorers: hub id or folder, such as models/tiny-clip; default: ViT-L/14 of OpenAI"
+    )
     parser.add_argument(
         "--option", action="append", default=[], metavar="SCORER.NAME=JSON", help="an option of a scorer; repeatable"
     )

@@ -1,6 +1,7 @@
 """Take transformers' CLIP apart into ClipParts."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,14 +17,21 @@ BICUBIC = 3  # Pillow's number, as preprocessor_config.json writes it
 def load(name: str, device: torch.device, dtype: torch.dtype) -> ClipParts:
     """Load a hub id or a local folder, with frozen weights.
 
-    Raises ImportError if transformers is missing, ValueError if the model is not a CLIP or its preprocessing is not CLIP's,
-    and OSError as transformers does.
+    Raises ImportError if transformers is missing, and ValueError if the model cannot be had, is not a CLIP, or has another
+    preprocessing than CLIP's. A folder that is not whole raises as transformers does.
     """
     try:
         from transformers import AutoConfig, AutoTokenizer, CLIPModel, ImageProcessingMixin
     except ImportError as error:
         raise ImportError('CLIP scorers need transformers: pip install "flow-grpo-maps[clip]"') from error
-    kind = AutoConfig.from_pretrained(name).model_type
+    try:
+        kind = AutoConfig.from_pretrained(name).model_type
+    except OSError as error:
+        if Path(name).is_dir():
+            raise
+        raise ValueError(
+            f"CLIP model {name} is no folder here, and the hub did not give it; without a network name a folder. {error}"
+        ) from error
     if kind != "clip":  # CLIPModel would only warn, and start from random weights
         raise ValueError(f"model {name!r} is of transformers' type {kind!r}; only clip is known here")
     model = CLIPModel.from_pretrained(name).to(device, dtype).eval().requires_grad_(False)

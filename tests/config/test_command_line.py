@@ -88,6 +88,10 @@ def test_options_of_a_reward_are_set_one_by_one_or_all_at_once():
         ("--config.train.beta=much", "--config.train.beta=much: it should be a valid number"),
         ("--config.num_epochs=2.5", "--config.num_epochs=2.5: it should be a valid integer"),
         ("--config.rewards.ocr=much", "--config.rewards.ocr=much: it should be a valid number"),
+        (
+            "--config.sample.sde_window_range=0:5",
+            "--config.sample.sde_window_range=0:5: it should be a valid tuple, such as (0, 5)",
+        ),
         ("--config.rewards=ocr", "--config.rewards=ocr: it should be a valid dictionary"),
         ("--config.learning_rate=1", "unknown field learning_rate; did you mean train.learning_rate?"),
         ("--config.train=1", "unknown field train; did you mean"),

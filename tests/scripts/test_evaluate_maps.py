@@ -184,6 +184,21 @@ def test_the_table_has_a_row_a_map_and_a_column_a_metric():
     assert lines[2] == "| random |" + " 0.500 |" * len(METRICS)
 
 
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--maps", "clip_gradcam,", "edgs"], "--maps does not know edgs; it knows centre"),
+        (["--num-scenes", "-2"], "must be a whole number above 0, got -2"),
+        (["--json", "nowhere/maps.json"], "there is no folder nowhere; make it first"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_any_work(arguments, says, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate_maps.py", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert says in capsys.readouterr().err
+
+
 def test_the_command_prints_a_table_and_writes_the_same_figures(tmp_path, monkeypatch, capsys):
     path = tmp_path / "maps.json"
     command = f"evaluate_maps.py --num-scenes 3 --maps clip_gradcam edges --json {path}"

@@ -17,14 +17,18 @@ def load_policy(family: str, model: str, mixed_precision: str, lora: str | None 
 
     lora: a folder that `save_adapter` wrote. It is merged into the weights; the policy's own adapter starts on top of it.
 
-    Raises ValueError for an unknown family, and where there is no such folder.
+    Raises ValueError for an unknown family, where there is no such folder, and where the model cannot be had.
     """
     if lora is not None and not Path(lora).is_dir():
         raise ValueError(f"lora={lora} is no folder; give a checkpoint's lora or lora_ema")
     if not Path(model).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise ValueError(f"model={model} is neither a folder here nor a hub id (OWNER/NAME)")
     policy_class = find_policy(family)
-    pipeline = policy_class.pipeline_class.from_pretrained(model, torch_dtype=WEIGHT_DTYPES[mixed_precision])
+    try:
+        pipeline = policy_class.pipeline_class.from_pretrained(model, torch_dtype=WEIGHT_DTYPES[mixed_precision])
+    except OSError as error:
+        where = "holds no whole pipeline" if Path(model).is_dir() else "is no folder here, and the hub did not give it"
+        raise ValueError(f"model={model} {where}: {error}") from error
     if lora is not None:
         pipeline.load_lora_weights(lora)
         pipeline.fuse_lora(components=["transformer"])
