@@ -1,4 +1,4 @@
-"""Many images with their maps as one self-contained HTML page."""
+"""Writes many images with their maps as one self-contained HTML page."""
 
 import base64
 import io

@@ -3,9 +3,9 @@
     python scripts/measure_credit.py tiny_ocr_map                                       # ten minutes on one CPU core
     python scripts/measure_credit.py tiny_ocr_map --lora runs/tiny_ocr_map/checkpoint-000005/lora
 
-The scalar advantage's gradient is unbiased; over many groups of images it is the reference. An arm is a way to spread the
-same advantages over tokens. Its figure is the cosine of a few groups' gradient with the reference of all other groups, and
-the samples it saves go as the square of that. docs/measure-credit.md says when to trust it.
+The gradient of the scalar advantage is unbiased; over many groups of images it is the reference. An arm is a way to spread
+the same advantages over tokens. Its figure is the cosine between its gradient on a few groups and the reference on all other
+groups. The number of samples that it saves goes as the square of the cosine. docs/measure-credit.md says when to trust it.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What a LoRA run of each model family needs of a GPU's memory, computed on the meta device: nothing is loaded or measured.
+"""How much memory of a GPU a LoRA run of each model family needs. It is computed on the meta device: no weights are loaded.
 
 python scripts/memory_table.py --resolution 512 --batch 4
 
@@ -8,10 +8,10 @@ The transformer is built from its published configuration and run once, without 
     adapter       the LoRA in fp32, five times: weights, gradients, two moments of AdamW, EMA
     kept          what the backward pass of one step keeps for the batch, 2 bytes per value
     checkpointed  the same with gradient checkpointing: every block's input, and all of one block
-    total         transformer, encoders, adapter and checkpointed; without the encoders in brackets, for prompts that a
+    total         transformer, encoders, adapter and checkpointed. In brackets without the encoders, for prompts that a
                   prompt cache holds
-Left out: the VAE's decoder (about 3 GiB for one image of 512 px, when nothing else is kept), the reward models and what
-the allocator wastes. Leave a tenth of the card free.
+Not counted: the VAE's decoder (about 3 GiB for one image of 512 px), the reward models, and what the allocator wastes. Leave
+a tenth of the card free.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Does a map see damage? A letter, a sign or a shape is painted over; the map should fall there, and nowhere else.
+"""Does a map see damage? We paint over a letter, a sign or a shape. The map should fall there, and nowhere else.
 
-What a map says cannot be checked by looking at it. What it says of a damage that we made can: the place is known to the pixel.
+Looking at a map does not show whether it is right. Here it can be checked: we made the damage, so each of its pixels is known.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,9 +1,9 @@
-"""What things cost, each as a ratio to a reference in the same run.
+"""What things cost. Each cost is a ratio to a reference that was measured in the same run.
 
 python -m scripts.benchmark step     # one epoch with reward maps against the same epoch without
 python -m scripts.benchmark ocr      # the OCR engines, serial and in workers, against Flow-GRPO's loop
 python -m scripts.benchmark maps     # the CLIP maps against the plain score and two libraries
-python -m scripts.benchmark train    # sampling and training: images per second, and on a GPU how much of it is used
+python -m scripts.benchmark train    # sampling and training: images per second, and the share of a GPU that is used
 """
 
 import argparse

@@ -1,12 +1,12 @@
 """What each CLIP map costs, as a ratio to the plain score and to a library's Grad-CAM.
 
-ViT-L/14 in its own configuration, with random weights: what a number is does not change what it costs. The plain score is
-transformers' own image tower and head under no_grad, the prompts embedded beforehand; "with its prompts" embeds them in
-every call, as Flow-GRPO's scorer does. All rows share weights, preprocessing and images. The libraries explain what the last
-block reads, as clip_gradcam does: torchcam, and pytorch-grad-cam where it is installed.
+The model is ViT-L/14 with random weights: the values of the weights do not change the cost. The plain score runs the image
+tower and head of transformers under no_grad, with prompts that were embedded before. "with its prompts" embeds them in
+every call, as Flow-GRPO's scorer does. All rows share weights, preprocessing and images. The libraries explain what the
+last block reads, as clip_gradcam does: torchcam, and pytorch-grad-cam if it is installed.
 
-Memory is the peak of a fresh process that calls its row twice: of the whole process on the CPU, weights and libraries
-included; of torch's allocator on a GPU. Seconds are taken in one process, every row in turn.
+Memory is the peak of a fresh process that calls its row twice. On the CPU it is that of the whole process, with weights and
+libraries; on a GPU that of torch's allocator. Seconds are taken in one process; the rows take turns.
 """
 
 import argparse

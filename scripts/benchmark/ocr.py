@@ -1,9 +1,9 @@
-"""Images per second of each engine, serial and pooled, against the loop that Flow-GRPO runs.
+"""Images per second of each engine, serial and in workers, against the loop that Flow-GRPO runs.
 
-A row with a side has a smaller image for the detector (max_side). The loop is Flow-GRPO's OcrScorer with the PaddleOCR of
-today: one image after the other in the caller's process, without orientation and unwarping, everything else as the
-library has it. It has the weights of the other rows, and stands here twice: with the library's threads (as many as
-cores) and with one.
+If a row names a side, its detector sees a smaller image (max_side). The loop is that of Flow-GRPO's OcrScorer, with today's
+PaddleOCR: it reads one image after the other in the caller's process. Orientation and unwarping are off; all other settings
+are the library's own. It uses the weights of the other rows. It has two rows: one with the library's own number of threads,
+which is the number of cores, and one with a single thread.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The tiny run in small batches, by three scorings: what OCR adds to a rollout, and what a worker hides of it.
+"""The tiny run in small batches with three ways to score. They show what OCR adds to a rollout, and what a worker hides of it.
 
 train_sd3.py --config scripts/benchmark/scoring_runs.py:worker
 """

@@ -1,11 +1,12 @@
 """What sampling and training cost.
 
-First, as a run does it, epochs of tiny-sd3 with OCR maps: images per second of the rollout and of the update. Second, what
-OCR adds to a rollout, in this process and in a worker that reads while the next batch is sampled; that wants two idle cores.
-Then, where there is a GPU or --model asks for it, steps of SD3.5-medium's transformer in its own configuration, with random
-weights and LoRA, 512 px, guidance 4.5: seconds, peak memory, and the model FLOPs utilisation: the FLOPs that the step needs,
-counted once, against the rate that a matrix product of the same type reaches on the same device. Each line in a fresh
-process.
+There are three measurements. Each line of the last runs in a fresh process.
+
+1. Epochs of tiny-sd3 with OCR maps, as a run does them: images per second of the rollout and of the update.
+2. What OCR adds to a rollout: read in this process, or in a worker while the next batch is sampled. It needs two idle cores.
+3. If there is a GPU, or --model asks for it: steps of SD3.5-medium's transformer with random weights and a LoRA, at 512 px
+   and guidance 4.5. It prints seconds, peak memory and the model FLOPs utilisation (MFU). That is the rate of the FLOPs that
+   the step needs, each counted once, over the rate of a matrix product of the same type on the same device.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The arms of a measurement: ways to spread the advantages of one and the same rollouts."""
+"""The arms of a measurement. Each is a way to spread the advantages of the same rollouts over tokens."""
 
 from collections.abc import Iterable
 from dataclasses import replace

@@ -1,13 +1,13 @@
-"""What gradients of single groups say of an arm: how well a few of its groups point where many would.
+"""How well the gradient of a few groups points where the gradient of many groups would.
 
-With x_ag the gradient of arm a on group g, s the reference (the scalar advantage, whose gradient is unbiased), means over
-pairs of different groups (g, h):
+Let x_ag be the gradient of arm a on group g, and s the reference arm: the scalar advantage, whose gradient is unbiased.
+All means are over pairs of different groups (g, h):
 
     signal_a = mean of x_ag . x_sh          self_a = mean of |x_ag|^2          cross_a = mean of x_ag . x_ah
-    cos_a(n) = n m signal_a / (|n groups of a| |the m others of s|)
     |n groups of a|^2 = n self_a + n (n - 1) cross_a
+    cos_a(n) = n m signal_a / (|n groups of a| |the m others of s|)
 
-which is the cosine of n groups with the scalar gradient of all the others. No group stands on both sides.
+cos_a(n) is the cosine between n groups of arm a and the scalar gradient of the m other groups. No group is on both sides.
 """
 
 from dataclasses import dataclass

@@ -1,11 +1,11 @@
-"""Gradients of every arm, group and denoising step, from one forward pass per batch and step.
+"""The gradients of every arm, group and denoising step, from one forward pass per batch and step.
 
-An advantage enters the policy gradient linearly. Before any update the ratio is 1, and the gradient of an arm is
+Before any update the ratio is 1, and an advantage enters the policy gradient linearly. The gradient of an arm is
 
     g = mean over images and tokens of advantage * gradient of the token's log-prob
 
-So one forward pass serves all arms, and an arm that is a sum of others (as alpha = 0.5 is of alpha = 0 and 1, as long as no
-weight is cut) costs no backward pass of its own.
+So one forward pass serves all arms. Some arms are sums of others: alpha = 0.5 is the mean of alpha = 0 and alpha = 1, if no
+weight is capped. Such an arm needs no backward pass of its own.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The plot of a measurement: samples saved by arm, and the cosine by denoising step."""
+"""The plot of a measurement: the samples that each arm saves, and the cosine by denoising step."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A stage of a pretraining: a loss, its parameters and a schedule, fitted with checkpoints and a progress bar."""
+"""One stage of a pretraining: it fits parameters to a loss by a schedule, with checkpoints and a progress bar."""
 
 import os
 from collections.abc import Callable

@@ -1,11 +1,12 @@
-"""Do reward maps help? Arms that differ in nothing but where the credit goes, over seeds, on the signs world.
+"""Do reward maps help? The arms differ only in where the credit goes. Each is trained with several seeds on the signs world.
 
 python -m scripts.study run --arms scalar own rolled --seeds 1 2 3     # goes on where the results file ends
 python -m scripts.study report                                         # tables, plots, intervals over seeds
 
-An arm is named in arms.py, its size and its flags in runs.py. Each finished run is one line of the results file, so that
-the file can be committed as it grows; a run that is in it is not run again. A learning-rate sweep is
-`run --seeds 0 --learning-rates 2e-4 5e-4 1e-3`: the report takes each arm's best rate on seed 0, and its other seeds.
+runs.py names the arms, with their size and their fields. Each finished run is one line of the results file, and is not run
+again; so the file can be committed while it grows. To sweep the learning rate, use
+`run --seeds 0 --learning-rates 2e-4 5e-4 1e-3`. The report then takes the rate that is best on seed 0 for each arm, and shows
+its other seeds.
 """
 
 from scripts.commands import parse_command

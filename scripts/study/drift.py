@@ -1,8 +1,8 @@
-"""What a run changed beside the words: its images against the base model's, from the same noise.
+"""What a run changed outside the signs: its images against the base model's, from the same noise.
 
     python -m scripts.study.drift RUN_DIR      # writes RUN_DIR/drift.json
 
-off_text: the mean difference of the pixels outside the signs of either image, in levels of 255.
+off_text: mean difference of the pixels that lie outside the signs of both images, in levels of 255.
 """
 
 import json

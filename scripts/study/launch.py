@@ -1,6 +1,6 @@
-"""Run the arms that the results file lacks, one line per finished run.
+"""Runs the arms that the results file does not have yet. Each finished run becomes one line of it.
 
-Each run trains in a process of its own, on its share of the processor's threads, and is then measured by drift.py.
+Each run trains in its own process, with its share of the processor's threads. Then drift.py measures it.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""A map that knows where the signs really stand: the best that a map can be, for the study's comparison.
+"""A map that knows where the signs really stand: the best map there can be, for the study's comparison.
 
-Its reward and details are those of `ocr_map`, so that an arm with the oracle differs from the others in the map alone.
+Its reward and details are those of `ocr_map`. So an arm with the oracle differs from the others only by the map.
 """
 
 from collections.abc import Mapping, Sequence

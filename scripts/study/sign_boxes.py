@@ -1,4 +1,4 @@
-"""Where the signs of an image of the signs world stand, found by the colours that its caption names."""
+"""Finds the signs in an image of the signs world, by the colours that the caption names."""
 
 import re
 

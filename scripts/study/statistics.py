@@ -1,4 +1,4 @@
-"""What a few seeds can say: where a mean curve crosses a level, and intervals by drawing the seeds anew."""
+"""What a few seeds can say: where a mean curve crosses a level, and intervals by resampling the seeds."""
 
 from collections.abc import Callable, Sequence
 

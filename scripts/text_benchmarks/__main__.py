@@ -1,12 +1,12 @@
-"""Measure the text of a model's images on a published benchmark, from the benchmark's own files.
+"""Measure the text in a model's images on a published benchmark, from the benchmark's own files.
 
-python -m scripts.text_benchmarks longtext-bench --prompts X-Omni/textbench --model stabilityai/stable-diffusion-3.5-medium \\
+python -m scripts.text_benchmarks longtext-bench --prompts X-Omni/textbench --model stabilityai/stable-diffusion-3.5-medium \
     --mixed-precision fp16 --out results/longtext
-accelerate launch -m scripts.text_benchmarks cvtg-2k --prompts CVTG-2K --model MODEL --lora runs/ocr/checkpoint-000500/lora_ema \\
+accelerate launch -m scripts.text_benchmarks cvtg-2k --prompts CVTG-2K --model MODEL --lora runs/ocr/checkpoint-000500/lora_ema \
     --out results/cvtg
 
-A command that was stopped goes on where it was when run again. It writes results.json and index.html into --out. Without
---model it measures the images in --out/images.
+If the command was stopped, run it again: it goes on where it was. It writes results.json and index.html into --out. Without
+--model it measures the images that are in --out/images.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""A benchmark's images: sampled by any diffusers pipeline, read by an OCR engine, each kept as soon as it is there.
+"""A benchmark's images. Any diffusers pipeline samples them, and an OCR engine reads them. Each is kept as soon as it is there.
 
 OUT/images/NAME_K.png      the K-th image of a prompt
 OUT/readings/NAME_K.json   what was read in it: {"read": "...", "clip_score": 0.31}
 
-So whatever ends an evaluation, the next one goes on with what is missing; images from elsewhere may lie there, too.
+If an evaluation ends early, the next one goes on with what is missing. Images that were made elsewhere may be there, too.
 """
 
 import json

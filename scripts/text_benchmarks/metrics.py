@@ -1,10 +1,10 @@
-"""How much of the asked text was read, as each benchmark defines it: functions of texts alone.
+"""How much of the asked text was read, as each benchmark defines it. The functions compare texts and know no image.
 
-    cvtg-2k         Du et al., arXiv:2503.23461     words without case and punctuation
-    longtext-bench  Geng et al., arXiv:2507.22058   words without case and punctuation, in Chinese characters
-    oneig           Chang et al., arXiv:2506.07977  words without punctuation, in Chinese characters
+    cvtg-2k         Du et al., arXiv:2503.23461     words, without case and punctuation
+    longtext-bench  Geng et al., arXiv:2507.22058   words, without case and punctuation; in Chinese characters
+    oneig           Chang et al., arXiv:2506.07977  words, without punctuation; in Chinese characters
 
-All compare multisets: a word that is asked for twice must be read twice.
+All compare multisets: if a word is asked for twice, it must be read twice.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""A benchmark's prompts from its own files, as its authors publish them; docs/benchmarks.md says where those are."""
+"""Reads a benchmark's prompts from the files that its authors publish; docs/benchmarks.md says where these are."""
 
 import csv
 import io

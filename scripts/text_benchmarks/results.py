@@ -1,4 +1,4 @@
-"""What a benchmark's readings come to: figures for all images and for each part, and a page that shows them."""
+"""Sums up what was read: figures of all images and of each part, and a page that shows them."""
 
 import json
 from collections.abc import Sequence
