@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +11,9 @@ from torch import Tensor
 
 from .futures import then
 from .score import Score, check_images, mean_where_invalid
-from .text_maps.box_map import Strips, blend_boxes, text_area
-from .text_maps.character_strips import character_strips
-from .text_maps.engine import OcrEngine, TextLine
-from .text_maps.line_match import LineMatch, match_lines
+from .text_maps.box_judge import BoxJudge, Judgement
+from .text_maps.box_map import blend_boxes, text_area
+from .text_maps.engine import OcrEngine
 from .text_maps.readable import PromptReader
 from .text_maps.reader import make_reader
 from .text_maps.targets import Normalisation
@@ -81,13 +81,9 @@ class OcrMapScorer:
             options["characters"] = True
         self._prompts = PromptReader(engine, options, normalisation)
         self._reader = make_reader(engine, num_workers, **options)
+        self._judge = BoxJudge(reward_bg, missing_penalty, repeat_penalty, extra_penalty, per_character, normalisation)
         self._reward_bg = reward_bg
         self._mask_sigma = mask_sigma
-        self._missing_penalty = missing_penalty
-        self._repeat_penalty = repeat_penalty
-        self._extra_penalty = extra_penalty
-        self._per_character = per_character
-        self._normalisation = normalisation
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
@@ -100,76 +96,34 @@ class OcrMapScorer:
     ) -> Future[Score]:
         """Begin to score. Bad input raises here, before any reading."""
         check_images(images, prompts, metadata)
-        targets = self._prompts.targets(prompts, metadata)
+        judges = [partial(self._judge, targets=targets) for targets in self._prompts.targets(prompts, metadata)]
         size, device = tuple(images.shape[2:]), images.device
-        return then(self._reader.submit(images), lambda read: self._score(read, targets, size, device))
+
+        def score(judged: Sequence[Judgement | None]) -> Score:
+            valid = torch.tensor([judgement is not None for judgement in judged])
+            judged = [judgement or judge([]) for judgement, judge in zip(judged, judges, strict=True)]
+            return self._score(judged, valid, size, device)
+
+        return then(self._reader.submit(images, judges), score)
 
     def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Raises PromptErrors with every prompt whose target cannot be found, or whose target the engine cannot read."""
         self._prompts.check_prompts(prompts, metadata)
 
-    def _score(
-        self,
-        read: Sequence[Sequence[TextLine] | None],
-        targets: Sequence[Sequence[str]],
-        size: tuple[int, int],
-        device: torch.device,
-    ) -> Score:
-        valid = torch.tensor([lines is not None for lines in read])
-        measured, maps = [], []
-        for lines, wanted in zip(read, targets, strict=True):
-            lines = lines or []
-            match = match_lines(lines, wanted, self._normalisation, self._repeat_penalty)
-            measured.append(_measured(lines, match, size))
-            maps.append(self._map(lines, match, size))
+    def _score(self, judged: Sequence[Judgement], valid: Tensor, size: tuple[int, int], device: torch.device) -> Score:
+        measured = [each.measured | {"text_area": text_area(each.quads, size)} for each in judged]
         details = {name: torch.tensor([float(row[name]) for row in measured]) for name in measured[0]}  # (B,) each
         details = {name: mean_where_invalid(values, valid).to(device) for name, values in details.items()}
         return Score(
             reward=details["reward"],
-            reward_map=torch.stack(maps).to(device),  # (B, H, W)
+            reward_map=torch.stack([self._map(each, size) for each in judged]).to(device),  # (B, H, W)
             map_kind="reward",
             neutral=self._reward_bg,
             valid=valid.to(device),
             details=details,
         )
 
-    def _map(self, lines: Sequence[TextLine], match: LineMatch, size: tuple[int, int]) -> Tensor:
-        quads, rewards, reward_bg = [], [], self._background(match)
-        for line, span, box_reward, repeats in zip(
-            lines, match.spans, match.box_rewards.tolist(), match.repeats.tolist(), strict=True
-        ):
-            penalty = max(self._extra_penalty, self._repeat_penalty * repeats)
-            if span is None and not penalty:
-                continue
-            quads.append(line.quad)
-            if span is None:
-                rewards.append(reward_bg * (1 - penalty))
-            else:
-                rewards.append(self._strips(line, span, box_reward) if self._per_character else box_reward)
-        return blend_boxes(quads, rewards, size, reward_bg, self._mask_sigma)
-
-    def _background(self, match: LineMatch) -> float:
-        shown = [reward for reward, span in zip(match.box_rewards.tolist(), match.spans) if span is not None]
-        if any(reward < self._reward_bg for reward in shown):
-            return self._reward_bg  # a failed attempt takes all of the blame, the pixels around it take none
-        return self._reward_bg * (1 - self._missing_penalty * match.missing)
-
-    def _strips(self, line: TextLine, span: str, box_reward: float) -> Strips:
-        if line.characters is None:
-            raise ValueError(
-                "per_character needs an engine that gives the characters of a line, but "
-                f'{line.text!r} came without; take engine="rapidocr", or build yours with characters=True'
-            )
-        return character_strips(line.characters, span, box_reward, self._normalisation)
-
-
-def _measured(lines: Sequence[TextLine], match: LineMatch, size: tuple[int, int]) -> dict[str, float]:
-    return {
-        "reward": match.reward,
-        "similarity": match.similarity,
-        "confidence": match.confidence,
-        "exact": match.exact,
-        "missing": match.missing,
-        "text_area": text_area([line.quad for line in lines], size),
-        "num_lines": len(lines),
-    }
+    def _map(self, judged: Judgement, size: tuple[int, int]) -> Tensor:
+        boxes = [box for box in zip(judged.quads, judged.rewards, strict=True) if box[1] is not None]
+        quads, rewards = zip(*boxes) if boxes else ((), ())
+        return blend_boxes(quads, rewards, size, judged.background, self._mask_sigma)

@@ -11,6 +11,11 @@ from flow_grpo.text_maps.engine import TextLine
 QUAD = [[0, 0], [10, 0], [10, 5], [0, 5]]
 
 
+def spelled(lines, ending):
+    """A judge for readers."""
+    return lines[0].text + ending
+
+
 class MoodyEngine:
     """Reads an image's first level as its text; moods: {level: what it does instead, try after try}.
 

@@ -1,7 +1,6 @@
 """Boxes -> map: each text box is filled with its reward, gets soft edges, and is laid over a background."""
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,19 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..reward_map import blur_radius, gaussian_blur
+from .character_strips import Strips
 
 # A wide blur works on cells of several pixels, whose sigma is at least this many cells: the error of a mask stays under 1%.
 _COARSE_SIGMA = 8
-
-
-class Strips(NamedTuple):
-    """A box's reward along its line: rewards[i] from ends[i - 1] to ends[i].
-
-    ends: ascending to 1, shares of the way from the quad's left edge (corners 0 and 3) to its right edge (corners 1 and 2).
-    """
-
-    ends: tuple[float, ...]
-    rewards: tuple[float, ...]
 
 
 def blend_boxes(

@@ -1,15 +1,25 @@
 """Compare a line's characters with the text that it should show, and give each character's strip of the box a reward."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from .box_map import Strips
 from .engine import Character
 from .targets import Normalisation, edit_operations, normalise
 
 # The largest share of its strip that a character lends to a missing one on one side. With one on each side it keeps 1/3.
 _LENT = 1 / 3
+
+
+class Strips(NamedTuple):
+    """A box's reward along its line: rewards[i] from ends[i - 1] to ends[i].
+
+    ends: ascending to 1, shares of the way from the quad's left edge (corners 0 and 3) to its right edge (corners 1 and 2).
+    """
+
+    ends: tuple[float, ...]
+    rewards: tuple[float, ...]
 
 
 def character_strips(

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -22,6 +23,9 @@ from typing import Any
 import numpy as np
 
 from .engine import OcrEngine, TextLine, make_engine
+
+# What is done with an image's lines where they were read.
+Judge = Callable[[list[TextLine]], Any]
 
 BUILD_TIMEOUT = 600.0  # seconds; an engine may download its weights first
 REBUILD_TIMEOUT = 120.0  # a second build finds the weights on the disk
@@ -48,8 +52,16 @@ class ProcessEnded(RuntimeError):
     """The process died, or was ended because it gave no answer in time."""
 
 
+class JudgeFailed(Exception):
+    """The function that was to judge an image's lines raised `error`. The engine and the image are not the cause."""
+
+    def __init__(self, error: Exception):
+        super().__init__(error)
+        self.error = error
+
+
 class EngineProcess:
-    """An OcrEngine that runs elsewhere. Calls come from one thread at a time; `close` may come from any.
+    """An OcrEngine that runs elsewhere, and what is done with the lines that it reads. Calls come from one thread at a time; `close` may come from any.
 
     engine, options: as make_engine takes them. An OcrEngine must be picklable, and its class importable.
     timeout: seconds per image; a process that takes longer is ended.
@@ -99,13 +111,14 @@ class EngineProcess:
                 if attempt == NUM_BUILDS - 1 or not isinstance(error, ProcessEnded):
                     raise EngineLost("an OCR worker ended and could not be replaced") from error
 
-    def __call__(self, image: np.ndarray) -> list[TextLine]:
-        """The lines of an image (H, W, 3), uint8 RGB.
+    def __call__(self, image: np.ndarray, judge: Judge) -> Any:
+        """What `judge`, which must be picklable, makes of the lines of an image (H, W, 3), uint8 RGB.
 
-        Raises what the engine raises, ProcessEnded where its process ends or takes too long, and what `prepare` raises.
+        Raises what the engine raises, JudgeFailed where `judge` raises, ProcessEnded where the process ends or takes too
+        long, and what `prepare` raises.
         """
         self.prepare()
-        outcome = self._exchange(pickle.dumps(image, protocol=5), self._timeout)
+        outcome = self._exchange(pickle.dumps((image, judge), protocol=5), self._timeout)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -190,7 +203,7 @@ def work(descriptor: int) -> None:
 
 
 def serve(connection: Connection) -> None:
-    """The process's main loop: build the engine, then read image after image. Answers are lines, or the exception."""
+    """The process's main loop: build the engine, then read image after image. Answers are judgements, or the exception."""
     inbox = queue.SimpleQueue()
     threading.Thread(target=_receive_all, args=(connection, inbox), daemon=True).start()
     try:
@@ -201,12 +214,26 @@ def serve(connection: Connection) -> None:
         return
     connection.send(None)
     while True:
-        image = pickle.loads(inbox.get())
+        image, judge = pickle.loads(inbox.get())
         try:
-            answer = pickle.dumps(engine(image))
+            answer = pickle.dumps(read_and_judge(engine, image, judge))
         except Exception as error:  # as above
             answer = _pickled(error)
         connection.send_bytes(answer)
+
+
+def as_read(lines: list[TextLine]) -> list[TextLine]:
+    """The judge that leaves the lines as they are."""
+    return lines
+
+
+def read_and_judge(engine: OcrEngine, image: np.ndarray, judge: Judge) -> Any:
+    """judge(engine(image)). Raises what the engine raises, and JudgeFailed where `judge` raises."""
+    lines = engine(image)
+    try:
+        return judge(lines)
+    except Exception as error:  # any error is raised where the result is awaited
+        raise JudgeFailed(error) from error
 
 
 def _receive_all(connection: Connection, inbox: queue.SimpleQueue) -> None:
@@ -229,6 +256,8 @@ def _rebuilt(recipe: bytes) -> tuple[str | OcrEngine, dict[str, Any]]:
 
 def _pickled(error: Exception) -> bytes:
     """An exception as the parent can raise it: itself, or its name and message if it cannot be pickled."""
+    if isinstance(error, JudgeFailed):
+        return pickle.dumps(JudgeFailed(pickle.loads(_pickled(error.error))))
     try:
         travelling = pickle.dumps(error)
         pickle.loads(travelling)

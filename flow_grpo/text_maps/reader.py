@@ -1,40 +1,46 @@
-"""A reader takes batches of images and returns their lines of text. It reads a failed image once more, then leaves it out.
+"""A reader takes batches of images, reads their lines of text, and judges them where they were read.
 
-`SerialReader` reads in this process. `PooledReader` reads in other processes while the caller goes on. Both give the same
-results.
+`SerialReader` works in this process. `PooledReader` works in other processes while the caller goes on. Both give the same
+results. An image on which the engine fails is read once more, and then left out.
 """
 
 import logging
 import queue
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from ..futures import all_of, done, then
 from ..score import to_uint8
-from .engine import OcrEngine, TextLine, make_engine
-from .process import EngineLost, EngineProcess
+from .engine import OcrEngine, make_engine
+from .process import EngineLost, EngineProcess, Judge, JudgeFailed, as_read, read_and_judge
 
 logger = logging.getLogger(__name__)
 
-# An image's lines, or the error that kept it from being read.
-Outcome = list[TextLine] | Exception
+
+class Unreadable(NamedTuple):
+    """Stands for an image that could not be read: the error of its second try."""
+
+    error: Exception
 
 
 class Reader(Protocol):
     """Reads batches. Safe to use from several threads; a context manager that closes itself."""
 
-    def submit(self, images: Tensor) -> Future[list[list[TextLine] | None]]:
+    def submit(self, images: Tensor, judges: Sequence[Judge] | None = None) -> Future[list[Any]]:
         """Begin to read images (B, 3, H, W), float in [0, 1], on any device; they are copied before this returns.
 
-        The future holds the lines of each image, in order. An image on which the engine fails is read once more. If that
-        fails too, the image gets None, and the cause is logged.
-        The future raises RuntimeError, from the last cause, if no image of the batch could be read.
+        judges: one function per image, which takes the image's list of TextLines; picklable, if there are workers. None
+            leaves the lines as they are.
+        The future holds what each image's judge returned, in order. An image on which the engine fails is read once more.
+        If that fails too, the image gets None, and the cause is logged.
+        The future raises what a judge raises, and EngineLost if no worker can be replaced.
         """
 
     def close(self) -> None:
@@ -76,9 +82,17 @@ class SerialReader(Reader):
         self._engine = engine
         self._lock = threading.Lock()  # some engines cannot be shared by threads
 
-    def submit(self, images: Tensor) -> Future[list[list[TextLine] | None]]:
+    def submit(self, images: Tensor, judges: Sequence[Judge] | None = None) -> Future[list[Any]]:
+        levels = to_uint8(images)
+        read = partial(read_and_judge, self._engine)
+        outcomes = []
         with self._lock:
-            return then(done([read_twice(self._engine, image) for image in to_uint8(images)]), lines_of)
+            for image, judge in zip(levels, judges or [as_read] * len(levels), strict=True):
+                try:
+                    outcomes.append(done(_read_twice(read, image, judge)))
+                except JudgeFailed as failed:
+                    outcomes.append(_failed(failed.error))
+        return then(all_of(outcomes), _without_unreadable)
 
 
 class PooledReader(Reader):
@@ -93,18 +107,18 @@ class PooledReader(Reader):
         # runs when the reader is deleted, and at the interpreter's exit
         self._finalizer = weakref.finalize(self, _stop, processes, self._tasks, self._lock)
 
-    def submit(self, images: Tensor) -> Future[list[list[TextLine] | None]]:
+    def submit(self, images: Tensor, judges: Sequence[Judge] | None = None) -> Future[list[Any]]:
         levels = to_uint8(images)
         futures = [Future() for _ in levels]
         with self._lock:
             if not self._finalizer.alive:
                 raise RuntimeError("the reader is closed; make another")
-            for task in zip(levels, futures, strict=True):
+            for task in zip(levels, judges or [as_read] * len(levels), futures, strict=True):
                 self._tasks.put(task)
-        return then(all_of(futures), self._lines)  # self._lines keeps the reader alive until the batch is read
+        return then(all_of(futures), self._finished)  # self._finished keeps the reader alive until the batch is read
 
-    def _lines(self, outcomes: Sequence[Outcome]) -> list[list[TextLine] | None]:
-        return lines_of(outcomes)
+    def _finished(self, outcomes: Sequence[Any]) -> list[Any]:
+        return _without_unreadable(outcomes)
 
     def close(self) -> None:
         self._finalizer()
@@ -122,7 +136,9 @@ def _feed(process: EngineProcess, tasks: queue.SimpleQueue, lock: threading.Lock
             process.prepare()  # before taking an image, which another process could read meanwhile
             if (task := tasks.get()) is None:
                 return
-            task[1].set_result(read_twice(process, task[0]))
+            task[2].set_result(_read_twice(process, *task[:2]))
+        except JudgeFailed as failed:
+            task[2].set_exception(failed.error)
         except EngineLost as error:
             with lock:  # `_stop` closes the process before it puts the end marker, which it puts under the lock
                 leaves = not process.closed and others.acquire(blocking=False)
@@ -134,7 +150,7 @@ def _feed(process: EngineProcess, tasks: queue.SimpleQueue, lock: threading.Lock
                 return
             if (task := task or tasks.get()) is None:
                 return
-            task[1].set_exception(error)
+            task[2].set_exception(error)
 
 
 def _stop(processes: Sequence[EngineProcess], tasks: queue.SimpleQueue, lock: threading.Lock) -> None:
@@ -145,22 +161,29 @@ def _stop(processes: Sequence[EngineProcess], tasks: queue.SimpleQueue, lock: th
             tasks.put(None)
 
 
-def read_twice(engine: OcrEngine, image: np.ndarray) -> Outcome:
-    """The lines of an image (H, W, 3), uint8 RGB, or the error of the second try. EngineLost is not caught."""
+def _read_twice(read: Callable[[np.ndarray, Judge], Any], image: np.ndarray, judge: Judge) -> Any:
+    """What `read` makes of an image (H, W, 3), uint8 RGB, or Unreadable. EngineLost and JudgeFailed are not caught."""
     for _ in range(2):
         try:
-            return engine(image)
-        except EngineLost:
+            return read(image, judge)
+        except (EngineLost, JudgeFailed):
             raise
         except Exception as error:  # an engine may raise anything
             failure = error
             logger.info("an image could not be read: %s: %s", type(error).__name__, error)
-    return failure
+    return Unreadable(failure)
 
 
-def lines_of(outcomes: Sequence[Outcome]) -> list[list[TextLine] | None]:
-    """The lines of a batch; None for each image that failed. Logs the failures."""
-    errors = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, Exception)}
-    for index, error in errors.items():
-        logger.warning("image %d of %d could not be read: %s: %s", index, len(outcomes), type(error).__name__, error)
-    return [None if index in errors else lines for index, lines in enumerate(outcomes)]
+def _failed(error: Exception) -> Future:
+    future = Future()
+    future.set_exception(error)
+    return future
+
+
+def _without_unreadable(outcomes: Sequence[Any]) -> list[Any]:
+    """The outcomes of a batch, with None for each image that could not be read. Logs the failures."""
+    for index, outcome in enumerate(outcomes):
+        if isinstance(outcome, Unreadable):
+            name, error = type(outcome.error).__name__, outcome.error
+            logger.warning("image %d of %d could not be read: %s: %s", index, len(outcomes), name, error)
+    return [None if isinstance(outcome, Unreadable) else outcome for outcome in outcomes]

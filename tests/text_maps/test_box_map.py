@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flow_grpo.reward_map import gaussian_blur, pool_to_tokens
-from flow_grpo.text_maps.box_map import Strips, blend_boxes, fill_quad, line_height, text_area
+from flow_grpo.text_maps.box_map import blend_boxes, fill_quad, line_height, text_area
+from flow_grpo.text_maps.character_strips import Strips
 
 NEUTRAL = 0.5
 SIGMA = 0.125

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from flow_grpo.text_maps import process
 from flow_grpo.text_maps.reader import make_reader
-from tests.moody_engine import MoodyEngine
+from tests.moody_engine import MoodyEngine, spelled
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["HUT", "RED", "BOX", "TAG", "LOG", "FIN", "MUD", "SAP"]
@@ -120,6 +121,25 @@ def test_batch_of_which_nothing_can_be_read_is_none_throughout(num_workers, tmp_
         assert texts(reader.submit(greys(1, 2)).result()) == [None, None]
         assert texts(reader.submit(greys(1, 2)).result()) == ["1", "2"]  # and the reader still reads
     assert "image 0 of 2 could not be read: OSError: no mood for image_1" in caplog.text
+
+
+@both_kinds
+def test_each_image_is_judged_by_its_own_function_and_a_failed_one_is_none(num_workers, tmp_path):
+    engine = MoodyEngine(tmp_path, {204: ["raise", "raise"]})
+    with make_reader(engine, num_workers) as reader:
+        judges = [partial(spelled, ending=ending) for ending in ("a", "b", "c")]
+        assert reader.submit(greys(51, 204, 102), judges).result() == ["51a", None, "102c"]
+
+
+@both_kinds
+def test_error_of_a_judge_is_raised_and_is_not_the_images(num_workers, tmp_path):
+    engine = MoodyEngine(tmp_path)
+    with make_reader(engine, num_workers) as reader:
+        waiting = reader.submit(greys(51, 204), [partial(spelled, ending=ending) for ending in ("a", 5)])
+        with pytest.raises(TypeError, match="concatenate"):
+            waiting.result()
+        assert texts(reader.submit(greys(1)).result()) == ["1"]  # and the reader still reads
+    assert engine.num_tries(204) == 1
 
 
 @both_kinds
@@ -359,5 +379,8 @@ def test_a_worker_imports_nothing_from_the_folder_it_works_in(tmp_path):
 
 
 def test_workers_do_without_torch():
-    code = "import sys, flow_grpo.text_maps.process as p; p.make_engine('rapidocr'); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, flow_grpo.text_maps.process as p, flow_grpo.text_maps.box_judge as b; p.make_engine('rapidocr'); "
+        "b.BoxJudge(0.5, 1.0, 0.75, 0.0, False, 'flow_grpo')([], ['A']); sys.exit('torch' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
