@@ -13,7 +13,9 @@ from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
+from torch import nn
 
+from flow_grpo.training.policies.lora_linear import LoraLinear
 from flow_grpo.training.shards import own_parts, parts_like, whole
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # the name that diffusers gives a model's weights
@@ -38,6 +40,9 @@ class LoraAdapter:
             target_modules=list(targets),
             exclude_modules=list(excluded) or None,
         )
+        self.config._register_custom_module(
+            {nn.Linear: LoraLinear}
+        )  # peft's documented way to bring layers of one's own
         self.network.add_adapter(self.config)
         for parameter in self.network.parameters():
             if parameter.requires_grad:

@@ -104,6 +104,7 @@ class LoraPipeline:
         """Decode the VAE's latents (B, C, h, w) to images (B, 3, H, W) in [0, 1], fp32."""
         vae = self.pipeline.vae
         latents = latents.float() / vae.config.scaling_factor + (vae.config.shift_factor or 0)
+        latents = latents.contiguous(memory_format=torch.channels_last)  # in which convolutions are a third faster
         images = vae.decode(latents, return_dict=False)[0]
         return (images / 2 + 0.5).clamp(0, 1)
 
