@@ -28,10 +28,8 @@ class Damaged:
 
 
 def signs(scene: Scene) -> list[tuple[np.ndarray, str, tuple[int, int, int, int]]]:
-    """Mask, word and text box of every sign, of worlds with one sign and with several."""
-    if hasattr(scene, "signs"):
-        return [(sign.mask, sign.word, sign.text_box) for sign in scene.signs]
-    return [(scene.objects[-1].mask, scene.word, scene.text_box)]
+    """Mask, word and text box of every sign."""
+    return [(sign.mask, sign.word, sign.text_box) for sign in scene.signs]
 
 
 def paint_letter(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -1,15 +1,18 @@
 """The signs world: small procedural scenes whose every pixel is known.
 
-A scene is a coloured background, one or two coloured shapes above, and a sign below with a word of 3 to 5 letters:
+A scene is a coloured background, a coloured shape and one to three signs, each of its own colour and with its own word of
+three letters:
 
-    a red circle and a blue sign that says "HUT"
+    a red circle, a blue sign "HUT" and a pink sign "DOG"
 
-A pair is two such shapes anywhere and no sign, for maps that must point at one of them.
+They stand anywhere but on each other, and the caption does not say where. A pair is two shapes and no sign, for maps
+that must point at one of them.
 
-The renderer knows the caption, the box of the text and the mask of each object exactly, so one world serves to pretrain
+The renderer knows the caption, the box of each word and the mask of each object exactly, so one world serves to pretrain
 the tiny models, to test the maps that point into an image, and to run the demo. It needs numpy and Pillow alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -27,94 +30,99 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "star", "ring", "cross")
 BACKGROUNDS = ((238, 232, 213), (205, 226, 240), (214, 236, 205), (240, 214, 206))
+INK = (250, 250, 245)
 
-# Words alternate consonants and vowels. Left out are the letters that OCR takes for another at this size (I, Q, J, ...).
+# A word is consonant, vowel, consonant. Left out are the letters that OCR takes for another at this size (I, Q, J, ...).
 CONSONANTS, VOWELS = "BDFGHKLMNPRSTVZ", "AEOU"
-WORD_LENGTHS = (3, 4, 5)
-NUM_WORDS = {"train": 1800, "test": 384}
+WORD_LENGTH = 3
+NUM_WORDS = {"train": 700, "test": 200}
+NUM_SIGNS = {1: 0.15, 2: 0.6, 3: 0.25}  # how often a scene has so many
 
 SIZE = 64  # pixels
+# A sign covers 4 x 2 cells of this many pixels, a shape 2 x 2. No two signs share a row: OCR would read them as one line.
+CELL = 8
 # No ring: its hole is as wide as a patch of a small image tower, whose map could only miss it.
 PAIR_SHAPES = ("circle", "square", "star", "cross")
 HELD_OUT = 1_000_000_000  # seeds from here on: scenes that no model is trained on
-_SUPERSAMPLING = 4
+SUPERSAMPLING = 4  # drawn so much larger, then averaged
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """What stands where: `name` as the caption says it ("red circle", "blue sign"), `mask` (SIZE, SIZE) bool."""
+    """What stands where: `name` as the caption says it ("red circle", "blue sign"), `mask` (SIZE, SIZE) bool.
+
+    A sign has the `word` that the caption asks for, and text_box: (left, top, right, bottom) of the word's ink in pixels,
+    right and bottom exclusive.
+    """
 
     name: str
     mask: np.ndarray
+    word: str = ""
+    text_box: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One rendered scene.
-
-    image: (SIZE, SIZE, 3) uint8 RGB. text_box: (left, top, right, bottom) of the word's ink in pixels, right and bottom
-    exclusive. objects: the shapes from left to right, then the sign, in the caption's order. A pair has no sign: its word
-    is empty, and so is its text_box.
-    """
+    """One rendered scene: image (SIZE, SIZE, 3) uint8 RGB, and its objects in the caption's order, the shapes first."""
 
     caption: str
-    word: str
     image: np.ndarray
-    text_box: tuple[int, int, int, int]
     objects: tuple[SceneObject, ...]
+
+    @property
+    def signs(self) -> tuple[SceneObject, ...]:
+        return tuple(thing for thing in self.objects if thing.word)
 
 
 @cache
 def words(split: str) -> tuple[str, ...]:
-    """The words of a split: "train", or "test", none of which is in "train"; as many of each length."""
+    """The words of a split: "train", or "test", none of which is in "train"."""
     if split not in NUM_WORDS:
         raise ValueError(f"unknown split {split!r}; choose one of {sorted(NUM_WORDS)}")
-    rng = np.random.default_rng(0)
-    drawn = {name: [] for name in NUM_WORDS}
-    for length in WORD_LENGTHS:
-        every = list(map("".join, product(*((CONSONANTS, VOWELS) * 3)[:length])))
-        chosen = iter(rng.permutation(len(every)))
-        for name, num_words in NUM_WORDS.items():
-            drawn[name] += [every[next(chosen)] for _ in range(num_words // len(WORD_LENGTHS))]
-    return tuple(drawn[split])
+    every = list(map("".join, product(CONSONANTS, VOWELS, CONSONANTS)))
+    order = np.random.default_rng(0).permutation(len(every))
+    first = 0 if split == "train" else NUM_WORDS["train"]
+    return tuple(every[i] for i in order[first : first + NUM_WORDS[split]])
 
 
-def make_scene(seed: int, split: str = "train", word: str | None = None, worn: bool = False) -> Scene:
+def make_scene(
+    seed: int,
+    split: str = "train",
+    words_shown: Sequence[str] | None = None,
+    worn_share: float = 0.0,
+    wrong_share: float = 0.0,
+) -> Scene:
     """Render the scene that belongs to a seed.
 
-    word: capitals, instead of the word that the seed would draw. worn: half the height of the letters has flaked off the
-    sign, as the weather leaves it; the caption still says what it once said. Everything else of the scene is the same.
+    words_shown: capitals, one word per sign, instead of those that the seed would draw.
+    worn_share: how often the upper or lower half of a sign's letters has flaked off, as the weather leaves it.
+    wrong_share: how often a sign that is not worn shows another letter than the caption says.
+    The caption tells of neither. Everything else of the scene is the same.
     """
-    rng = np.random.default_rng(seed)
-    drawn = words(split)[rng.integers(len(words(split)))]
-    word = drawn if word is None else word
+    rng, weather = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-    num_shapes = int(rng.integers(1, 3))
-    kinds = [SHAPES[i] for i in rng.choice(len(SHAPES), num_shapes, replace=False)]
-    *shape_colors, sign_color = (list(COLORS)[i] for i in rng.choice(len(COLORS), num_shapes + 1, replace=False))
+    num_signs = int(rng.choice(list(NUM_SIGNS), p=list(NUM_SIGNS.values())))
+    drawn = [words(split)[i] for i in rng.choice(len(words(split)), num_signs, replace=False)]
+    kind = SHAPES[rng.integers(len(SHAPES))]
+    shape_color, *sign_colors = (list(COLORS)[i] for i in rng.choice(len(COLORS), num_signs + 1, replace=False))
+    shape_cell, *sign_cells = _place(num_signs, rng)
 
-    canvas = Image.new("RGB", (SIZE * _SUPERSAMPLING,) * 2, background)
-    objects = []
-    for index, (kind, color) in enumerate(zip(kinds, shape_colors)):
-        center_x = SIZE * (2 * index + 1) / (2 * num_shapes) + rng.uniform(-3, 3)
-        center_y, radius = 17 + rng.uniform(-2, 2), rng.uniform(10, 12)
-        mask = _shape_mask(kind, center_x, center_y, radius)
-        canvas.paste(COLORS[color], mask=mask)
-        objects.append(SceneObject(f"{color} {kind}", _downsample(mask)))
-    sign_mask, text_mask = _sign_masks(word, 32 + rng.uniform(-1.5, 1.5), 48 + rng.uniform(-3, 3))
-    canvas.paste(COLORS[sign_color], mask=sign_mask)
-    canvas.paste((250, 250, 245), mask=text_mask)
-    if worn:
-        canvas.paste(COLORS[sign_color], mask=_flaked_mask(text_mask, rng))
-    objects.append(SceneObject(f"{sign_color} sign", _downsample(sign_mask)))
-
-    return Scene(
-        caption=_caption([o.name for o in objects], word),
-        word=word,
-        image=np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX)),
-        text_box=_ink_box(_downsample(text_mask)),
-        objects=tuple(objects),
-    )
+    canvas = Image.new("RGB", (SIZE * SUPERSAMPLING,) * 2, background)
+    x, y = (CELL * (cell + 1) for cell in shape_cell)
+    mask = shape_mask(kind, x, y, rng.uniform(6.5, 7.5))
+    canvas.paste(COLORS[shape_color], mask=mask)
+    objects = [SceneObject(f"{shape_color} {kind}", downsample(mask))]
+    for word, color, (column, row) in zip(words_shown or drawn, sign_colors, sign_cells, strict=True):
+        board, ink = sign_masks(word, CELL * (column + 2), CELL * (row + 1))
+        objects.append(SceneObject(f"{color} sign", downsample(board), word, ink_box(downsample(ink))))
+        fate = weather.random()
+        if worn_share <= fate < worn_share + (1 - worn_share) * wrong_share:
+            board, ink = sign_masks(_misspelt(word, weather), CELL * (column + 2), CELL * (row + 1))
+        canvas.paste(COLORS[color], mask=board)
+        canvas.paste(INK, mask=ink)
+        if fate < worn_share:
+            canvas.paste(COLORS[color], mask=_flaked_mask(ink, weather))
+    return Scene(_caption(objects), np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX)), tuple(objects))
 
 
 def make_pair(seed: int) -> Scene:
@@ -130,30 +138,55 @@ def make_pair(seed: int) -> Scene:
         centers = rng.uniform(reach, SIZE - reach, (2, 2))
     centers = centers[centers[:, 0].argsort()]
 
-    canvas = Image.new("RGB", (SIZE * _SUPERSAMPLING,) * 2, background)
+    canvas = Image.new("RGB", (SIZE * SUPERSAMPLING,) * 2, background)
     objects = []
     for kind, color, (x, y), radius in zip(kinds, colors, centers, radii):
-        mask = _shape_mask(kind, x, y, radius)
+        mask = shape_mask(kind, x, y, radius)
         canvas.paste(COLORS[color], mask=mask)
-        objects.append(SceneObject(f"{color} {kind}", _downsample(mask)))
-    return Scene(
-        caption=" and ".join(f"a {o.name}" for o in objects),
-        word="",
-        image=np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX)),
-        text_box=(0, 0, 0, 0),
-        objects=tuple(objects),
-    )
+        objects.append(SceneObject(f"{color} {kind}", downsample(mask)))
+    return Scene(_caption(objects), np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX)), tuple(objects))
 
 
-def _caption(names: list[str], word: str) -> str:
-    *shapes, sign = (f"a {name}" for name in names)
-    return f'{", ".join(shapes)} and {sign} that says "{word}"'
+def render_sign(word: str, color: str, height: int, width: int) -> np.ndarray:
+    """A sign alone, in the middle of (height, width, 3) uint8 of its board's colour."""
+    _, ink = sign_masks(word, width / 2, height / 2)
+    canvas = Image.new("RGB", ink.size, COLORS[color])
+    canvas.paste(INK, mask=ink)
+    return np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX))[:height, :width]
 
 
-def _shape_mask(kind: str, x: float, y: float, radius: float) -> Image.Image:
-    mask = Image.new("L", (SIZE * _SUPERSAMPLING,) * 2)
+def render_shape(kind: str, x: float, y: float, radius: float = 7.0) -> np.ndarray:
+    """The mask (SIZE, SIZE) bool of a shape with its middle at x, y."""
+    return downsample(shape_mask(kind, x, y, radius))
+
+
+def _place(num_signs: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """The left upper cell (column, row) of the shape and of each sign, so that none covers another."""
+    cells = SIZE // CELL
+    while True:
+        signs = [(int(rng.integers(cells - 3)), int(rng.integers(cells - 1))) for _ in range(num_signs)]
+        shape = (int(rng.integers(cells - 1)), int(rng.integers(cells - 1)))
+        apart = all(abs(one[1] - two[1]) >= 2 for i, one in enumerate(signs) for two in signs[:i])
+        if apart and all(abs(shape[1] - row) >= 2 or not -2 < shape[0] - column < 4 for column, row in signs):
+            return [shape, *signs]
+
+
+def _caption(objects: Sequence[SceneObject]) -> str:
+    *rest, last = (f"a {thing.name}" + (f' "{thing.word}"' if thing.word else "") for thing in objects)
+    return f"{', '.join(rest)} and {last}"
+
+
+def _misspelt(word: str, rng: np.random.Generator) -> str:
+    """The word with one letter replaced by another of its kind."""
+    place = int(rng.integers(len(word)))
+    others = (VOWELS if word[place] in VOWELS else CONSONANTS).replace(word[place], "")
+    return word[:place] + others[rng.integers(len(others))] + word[place + 1 :]
+
+
+def shape_mask(kind: str, x: float, y: float, radius: float) -> Image.Image:
+    mask = Image.new("L", (SIZE * SUPERSAMPLING,) * 2)
     draw = ImageDraw.Draw(mask)
-    x, y, r = (_SUPERSAMPLING * v for v in (x, y, radius))
+    x, y, r = (SUPERSAMPLING * v for v in (x, y, radius))
     if kind == "circle":
         draw.ellipse((x - r, y - r, x + r, y + r), fill=255)
     elif kind == "ring":
@@ -173,18 +206,31 @@ def _shape_mask(kind: str, x: float, y: float, radius: float) -> Image.Image:
     return mask
 
 
-def _sign_masks(word: str, x: float, y: float) -> tuple[Image.Image, Image.Image]:
+@dataclass(frozen=True)
+class SignSize:
+    """In pixels: half the board's width and height, the radius of its corners, a letter's cell and its type size."""
+
+    half_width: float
+    half_height: float
+    corner: float
+    pitch: float
+    letter: float
+
+
+SIGN = SignSize(half_width=15.5, half_height=7.5, corner=2, pitch=9.5, letter=14)
+
+
+def sign_masks(word: str, x: float, y: float, size: SignSize = SIGN) -> tuple[Image.Image, Image.Image]:
     """The sign's board and its letters, as masks at drawing resolution; each letter stands in a cell of its own."""
-    board, ink = (Image.new("L", (SIZE * _SUPERSAMPLING,) * 2) for _ in range(2))
-    x, y = x * _SUPERSAMPLING, y * _SUPERSAMPLING
-    half_width, half_height = 30 * _SUPERSAMPLING, 10 * _SUPERSAMPLING
+    board, ink = (Image.new("L", (SIZE * SUPERSAMPLING,) * 2) for _ in range(2))
+    x, y = x * SUPERSAMPLING, y * SUPERSAMPLING
+    half_width, half_height = size.half_width * SUPERSAMPLING, size.half_height * SUPERSAMPLING
     corners = (x - half_width, y - half_height, x + half_width, y + half_height)
-    ImageDraw.Draw(board).rounded_rectangle(corners, radius=3 * _SUPERSAMPLING, fill=255)
+    ImageDraw.Draw(board).rounded_rectangle(corners, radius=size.corner * SUPERSAMPLING, fill=255)
     draw = ImageDraw.Draw(ink)
-    pitch = 11 * _SUPERSAMPLING
     for index, letter in enumerate(word):
-        at = (x + (index - (len(word) - 1) / 2) * pitch, y)
-        draw.text(at, letter, fill=255, font=_font(), anchor="mm", stroke_width=_SUPERSAMPLING // 2)
+        at = (x + (index - (len(word) - 1) / 2) * size.pitch * SUPERSAMPLING, y)
+        draw.text(at, letter, fill=255, font=_font(size.letter), anchor="mm", stroke_width=SUPERSAMPLING // 2)
     return board, ink
 
 
@@ -201,15 +247,15 @@ def _flaked_mask(ink: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 @cache
-def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=15 * _SUPERSAMPLING)  # the face that Pillow carries
+def _font(size: float) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=size * SUPERSAMPLING)  # the face that Pillow carries
 
 
-def _downsample(mask: Image.Image) -> np.ndarray:
+def downsample(mask: Image.Image) -> np.ndarray:
     """A pixel belongs to a mask where at least half of it is covered."""
     return np.asarray(mask.resize((SIZE, SIZE), Image.Resampling.BOX)) >= 128
 
 
-def _ink_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+def ink_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -1,13 +1,15 @@
 """tiny-clip: a CLIPModel small enough to train from nothing on a CPU, in the format of the large ones.
 
-The image tower sees 64 px scenes as 8x8 patches, the text tower reads with tiny-sd3's tokenizer: the captions' words whole,
-the sign's letters one by one.
+The image tower sees 64 px scenes as 8x8 patches, the text tower reads the captions' words whole, the sign's letters
+one by one.
 """
 
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from scripts.pretrain.signs_world import SIZE
-from scripts.pretrain.tiny_sd3 import CLIP_LENGTH, make_clip_tokenizer
+from scripts.pretrain.tiny_sd3 import make_clip_tokenizer
+
+TEXT_LENGTH = 24  # tokens; the longest caption of a billboard has fewer
 
 
 def make_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -18,7 +20,7 @@ def make_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         "intermediate_size": 256,
         "num_hidden_layers": 3,
         "num_attention_heads": 2,
-        "max_position_embeddings": CLIP_LENGTH,
+        "max_position_embeddings": TEXT_LENGTH,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -35,7 +37,7 @@ def make_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    return make_clip_tokenizer()
+    return make_clip_tokenizer(TEXT_LENGTH, extra_words=("that", "says"))
 
 
 def make_processor() -> CLIPImageProcessor:

@@ -1,6 +1,6 @@
 """Pretrain tiny-clip: CLIP's contrast of images and captions, in a world that knows which caption is true of which image.
 
-A third of the images are whole scenes, the others pairs. A caption names all of its image or one thing of it, so that a query
+A third of the images are billboards, the others pairs. A caption names all of its image or one thing of it, so that a query
 such as "a red circle" means something. Where it departs from CLIP's recipe (arXiv:2103.00020):
 
     true of two   the caption of one image may be true of another, too: such places of the score matrix are left out
@@ -18,7 +18,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPTokenizer
 
-from scripts.pretrain.signs_world import HELD_OUT, Scene, make_pair, make_scene
+from scripts.pretrain.billboards import make_billboard
+from scripts.pretrain.signs_world import HELD_OUT, Scene, make_pair
 from scripts.pretrain.stage import Stage, fit
 from scripts.pretrain.tiny_clip import make_clip, make_processor, make_tokenizer
 
@@ -36,7 +37,9 @@ class Caption:
 
 
 def whole_caption(scene: Scene) -> Caption:
-    return Caption(scene.caption, frozenset([*(thing.name for thing in scene.objects), scene.word]) - {""})
+    return Caption(
+        scene.caption, frozenset(thing.name for thing in scene.objects) | {sign.word for sign in scene.signs}
+    )
 
 
 def part_captions(scene: Scene) -> list[Caption]:
@@ -128,10 +131,10 @@ def retrieval_accuracy(model: CLIPModel, tokenizer, processor, scenes: list[Scen
 
 
 def held_out_group(index: int) -> list[Scene]:
-    """NUM_CHOICES scenes that are not trained on, whole ones and pairs in turn, of which no two have one caption."""
+    """NUM_CHOICES scenes that are not trained on, billboards and pairs in turn, of which no two have one caption."""
     distinct, seed = {}, HELD_OUT + 1000 * index
     while len(distinct) < NUM_CHOICES:
-        scene = make_pair(seed) if len(distinct) % 2 else make_scene(seed, "test")
+        scene = make_pair(seed) if len(distinct) % 2 else make_billboard(seed, "test")
         distinct.setdefault(scene.caption, scene)
         seed += 1
     return list(distinct.values())
@@ -145,7 +148,7 @@ def pretrain_clip(args: argparse.Namespace) -> None:
     model.set_attn_implementation("eager")  # bf16 on a CPU: half the time of a step, most of it flash's backward pass
     first = args.seed * 10_000_000
     seeds = tqdm(range(first, first + args.num_scenes), desc="rendering scenes")
-    scenes = captioned([make_pair(seed) if seed % 3 else make_scene(seed) for seed in seeds])
+    scenes = captioned([make_pair(seed) if seed % 3 else make_billboard(seed) for seed in seeds])
     fit(contrast_stage(model, tokenizer, processor, scenes, args.clip_steps), args.work_dir, args.seed)
 
     for part in (model, tokenizer, processor):

@@ -1,37 +1,41 @@
 """tiny-sd3: a StableDiffusion3Pipeline small enough to train from nothing on a CPU, with every part that the large one has.
 
-The CLIP slots hold two three-layer towers that read words, the T5 slot a three-layer encoder that reads bytes, and the
-latent autoencoder is an AutoencoderTiny of factor 4: 64 image tokens of 8x8 pixels.
+The CLIP slots hold two three-layer towers, the T5 slot a three-layer encoder; all read the captions' words whole and the
+letters on the signs one by one. The latent autoencoder is an AutoencoderTiny of factor 4: 64 image tokens of 8x8 pixels.
 """
 
+from collections.abc import Sequence
+
 from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
+from tokenizers.models import WordLevel
 from torch import nn
 from transformers import (
-    ByT5Tokenizer,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
 )
 
 from scripts.pretrain.signs_world import COLORS, SHAPES, SIZE
 
-CLIP_LENGTH = 24  # tokens: the captions' words whole, the sign's letters one by one
-T5_LENGTH = 72  # bytes
+CLIP_LENGTH = 34  # tokens; the longest caption has 33 with both ends
+T5_LENGTH = 34
 TEXT_WIDTH = 128  # of a T5 token; the two CLIP towers have half each
 
 
-def make_clip_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer that knows the captions' words whole and spells every other word.
+def make_clip_tokenizer(length: int = CLIP_LENGTH, extra_words: Sequence[str] = ()) -> CLIPTokenizer:
+    """A CLIP tokenizer that knows the captions' words whole, and extra_words, and spells every other word.
 
-    Merges are merges: a sign's "AN", "RE" or "SA" comes out as one token. The T5 sees every letter by itself.
+    Merges are merges: a sign's "RE" comes out as one token. The T5's tokenizer keeps every letter by itself.
     """
     characters = list("abcdefghijklmnopqrstuvwxyz0123456789\",.'!?-:")
     tokens = ["<|startoftext|>", "<|endoftext|>", *characters, *(f"{c}</w>" for c in characters)]
     merges = []
     # Longer words first: a merge of "red" would otherwise break "green" apart before its own merges have a turn.
-    for word in sorted(("and", "sign", "that", "says", *COLORS, *SHAPES), key=len, reverse=True):
+    for word in sorted(("and", "sign", *extra_words, *COLORS, *SHAPES), key=len, reverse=True):
         pieces = [*word[:-1], f"{word[-1]}</w>"]
         while len(pieces) > 1:
             pair = (pieces[0], pieces[1])
@@ -40,7 +44,25 @@ def make_clip_tokenizer() -> CLIPTokenizer:
                 tokens.append("".join(pair))
             pieces[:2] = ["".join(pair)]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CLIP_LENGTH)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length)
+
+
+def make_t5_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words, in lower case, and of single capitals: the letters on the signs."""
+    words = ("a", "and", "sign", *COLORS, *SHAPES, ",", '"')
+    tokens = ["<pad>", "</s>", "<unk>", *words, *(chr(code) for code in range(ord("A"), ord("Z") + 1))]
+    tokenizer = Tokenizer(WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("[a-z]+|."), "isolated")]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=T5_LENGTH,
+    )
 
 
 def make_clip_tower(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
@@ -62,9 +84,9 @@ def make_clip_tower(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
 
 
 def make_pipeline() -> StableDiffusion3Pipeline:
-    """tiny-sd3 with random weights: 7.8 M parameters in the transformer, 64 image tokens of 8x8 pixels."""
-    clip_tokenizer, byte_tokenizer = make_clip_tokenizer(), ByT5Tokenizer()
-    width = 192
+    """tiny-sd3 with random weights: 3.6 M parameters in the transformer, 64 image tokens of 8x8 pixels."""
+    clip_tokenizer, t5_tokenizer = make_clip_tokenizer(), make_t5_tokenizer()
+    width = 128
     transformer = SD3Transformer2DModel(
         sample_size=SIZE // 4,
         patch_size=2,
@@ -99,7 +121,7 @@ def make_pipeline() -> StableDiffusion3Pipeline:
         tokenizer_2=clip_tokenizer,
         text_encoder_3=T5EncoderModel(
             T5Config(
-                vocab_size=len(byte_tokenizer),
+                vocab_size=len(t5_tokenizer),
                 d_model=TEXT_WIDTH,
                 d_kv=32,
                 num_heads=4,
@@ -109,5 +131,5 @@ def make_pipeline() -> StableDiffusion3Pipeline:
                 dropout_rate=0.0,
             )
         ),
-        tokenizer_3=byte_tokenizer,
+        tokenizer_3=t5_tokenizer,
     )

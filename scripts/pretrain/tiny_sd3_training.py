@@ -3,11 +3,12 @@
     text         the CLIP towers and the T5 encoder learn to say what a caption states (colours, shapes, letters)
     autoencoder  an AutoencoderTiny learns 64 px scenes as 16x16x8 latents
     transformer  an SD3Transformer2DModel learns the flow from noise to latents (rectified flow, arXiv:2403.03206)
-    weathering   it goes on where half of the signs are worn, and their captions do not say so: what it draws is now
-                 partly right, as web data teaches large models, and reinforcement learning has room
+    weathering   it goes on where some signs are worn or show a wrong letter, and the captions do not say so: what it draws
+                 is now partly right, as web data teaches large models, and reinforcement learning has room
+    storm        the same where twice as many signs are worn
 
 They depart from SD3's recipe where a CPU asks for it: the text encoders learn from captions alone, and the flow's loss
-counts the word's latents more than the rest, since the letters are what takes long.
+counts the words' latents more than the rest, since the letters are what takes long.
 """
 
 import argparse
@@ -23,86 +24,88 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from scripts.pretrain.signs_world import COLORS, SHAPES, SIZE, WORD_LENGTHS, Scene, make_scene, words
+from scripts.pretrain.signs_world import COLORS, SHAPES, SIZE, WORD_LENGTH, Scene, make_scene, words
 from scripts.pretrain.stage import Stage, fit
 from scripts.pretrain.tiny_sd3 import T5_LENGTH, TEXT_WIDTH, make_pipeline
 
-WORN_SHARE = 0.5  # of the signs, while weathering
-WORD_WEIGHT = 2.0  # how much more the flow's loss counts the latents under the word
+# The last stages: of the scenes one in so many, the share of worn signs, and that of wrong ones among the others.
+WEATHER = {"weathering": (4, 0.2, 0.1), "storm": (2, 0.4, 0.1)}
+WORD_WEIGHT = 3.0  # how much more the flow's loss counts the latents under the words
+
+
+def autocast(device: str) -> torch.autocast:
+    """bf16, but not on a CPU: where the processor has no instructions for it, it takes four times as long as fp32."""
+    return torch.autocast(device, torch.bfloat16, enabled=device != "cpu")
 
 
 @dataclass
 class Scenes:
-    """A pool of rendered scenes: images (N, 3, SIZE, SIZE) in [-1, 1], captions, and each caption's facts.
+    """A pool of rendered scenes: images (N, 3, SIZE, SIZE) in [-1, 1], captions, and what each caption states.
 
-    facts (N, 10): five letters, the sign's colour, then colour and kind of the first and second shape (0: none).
-    byte_facts (N, T5_LENGTH): for each byte of the caption, which fact it belongs to (0: none), as one class.
-    word_weight (N, 1, SIZE/4, SIZE/4): 1, or WORD_WEIGHT at the latents under the word.
+    facts (N, 7): of each colour whether nothing, the shape or a sign has it (0, 1, 2), then the shape's kind.
+    token_facts (N, T5_LENGTH): for each token of the caption the kind of its object, or its letter and that letter's
+    place in the word, as one class (0: neither). token_colors (N, T5_LENGTH): the colour of its object (0: none).
+    word_weight (N, 1, SIZE/4, SIZE/4): more at the latents under a word, 1 on average.
     """
 
     images: torch.Tensor
     captions: list[str]
     facts: torch.Tensor
-    byte_facts: torch.Tensor
+    token_facts: torch.Tensor
+    token_colors: torch.Tensor
     word_weight: torch.Tensor
 
 
-NUM_SLOTS = max(WORD_LENGTHS)
-FACT_SIZES = (*(27,) * NUM_SLOTS, len(COLORS), *(1 + len(COLORS), 1 + len(SHAPES)) * 2)
-NUM_BYTE_FACTS = 1 + 26 * NUM_SLOTS + 3 * (len(COLORS) + len(SHAPES))
+KINDS = (*SHAPES, "sign")
+FACT_SIZES = (*(3,) * len(COLORS), len(SHAPES))
+NUM_TOKEN_FACTS = 1 + len(KINDS) + 26 * WORD_LENGTH
 
 
-def render_scenes(num_scenes: int, seed: int, worn_share: float = 0.0) -> Scenes:
-    """The scenes of a seed; with a worn_share the same scenes, that share of their signs worn."""
-    worn = np.random.default_rng(seed).random(num_scenes) < worn_share
+def render_scenes(num_scenes: int, seed: int, worn_share: float = 0.0, wrong_share: float = 0.0) -> Scenes:
+    """The scenes of a seed; with a worn_share or a wrong_share the same scenes, their signs weathered."""
     seeds = range(seed * 10_000_000, seed * 10_000_000 + num_scenes)
-    scenes = [make_scene(i, worn=w) for i, w in tqdm(zip(seeds, worn), total=num_scenes, desc="rendering scenes")]
+    scenes = [
+        make_scene(i, worn_share=worn_share, wrong_share=wrong_share) for i in tqdm(seeds, desc="rendering scenes")
+    ]
     images = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2)
-    facts, byte_facts = zip(*(scene_facts(scene) for scene in scenes))
+    facts, token_facts, token_colors = zip(*(scene_facts(scene) for scene in scenes))
     return Scenes(
         images=images.float().div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last),
         captions=[s.caption for s in scenes],
         facts=torch.tensor(facts),
-        byte_facts=torch.tensor(byte_facts),
+        token_facts=torch.tensor(token_facts),
+        token_colors=torch.tensor(token_colors),
         word_weight=torch.stack([word_weight(s) for s in scenes]),
     )
 
 
-def scene_facts(scene: Scene) -> tuple[list[int], list[int]]:
-    """What the caption states, for the whole caption (10,) and byte by byte (T5_LENGTH,)."""
-    colors, kinds = list(COLORS), list(SHAPES)
-    names = [o.name.split() for o in scene.objects]
-    letters = [ord(c) - ord("A") for c in scene.word]
-    shapes = [(1 + colors.index(color), 1 + kinds.index(kind)) for color, kind in names[:-1]] + [(0, 0)]
-    slots = [1 + letter for letter in letters] + [0] * (NUM_SLOTS - len(letters))
-    facts = [*slots, colors.index(names[-1][0]), *shapes[0], *shapes[1]]
-
-    byte_facts = [0] * T5_LENGTH
-    start = 0
-    for role, (color, kind) in enumerate([*names[:-1], names[-1]] if len(names) == 3 else [names[0], names[-1]]):
-        role = 2 if kind == "sign" else role
-        start = scene.caption.index(f"{color} {kind}", start)
-        first = 1 + 26 * NUM_SLOTS + role * (len(colors) + len(kinds))
-        for i in range(start, start + len(color)):
-            byte_facts[i] = first + colors.index(color)
-        if kind != "sign":
-            for i in range(start + len(color) + 1, start + len(color) + 1 + len(kind)):
-                byte_facts[i] = first + len(colors) + kinds.index(kind)
-    start = scene.caption.index('"') + 1
-    for slot, letter in enumerate(letters):
-        byte_facts[start + slot] = 1 + 26 * slot + letter
-    return facts, byte_facts
+def scene_facts(scene: Scene) -> tuple[list[int], list[int], list[int]]:
+    """What the caption states: of the whole caption (7,), and token by token kinds or letters, and colours (T5_LENGTH,)."""
+    colors = list(COLORS)
+    roles, token_facts, token_colors = [0] * len(colors), [], []
+    for thing in scene.objects:
+        color, kind = thing.name.split()
+        roles[colors.index(color)] = 2 if thing.word else 1
+        kind_fact = 1 + KINDS.index(kind)
+        letters = [1 + len(KINDS) + 26 * i + ord(letter) - ord("A") for i, letter in enumerate(thing.word)]
+        own = [0, kind_fact, *([0, *letters, 0] if letters else [])]  # color, kind, and the quoted word
+        between = [0, 0] if thing is not scene.objects[0] else [0]  # a comma or "and" before all but the first; "a"
+        token_facts += between + own
+        token_colors += between + [1 + colors.index(color)] * len(own)
+    padding = [0] * (T5_LENGTH - len(token_facts))
+    kind = SHAPES.index(scene.objects[0].name.split()[1])
+    return [*roles, kind], token_facts + padding, token_colors + padding
 
 
 def word_weight(scene: Scene) -> torch.Tensor:
-    left, top, right, bottom = scene.text_box
     weight = torch.ones(1, SIZE // 4, SIZE // 4)
-    weight[:, top // 4 : -(-bottom // 4), left // 4 : -(-right // 4)] = WORD_WEIGHT
+    for left, top, right, bottom in (sign.text_box for sign in scene.signs):
+        weight[:, top // 4 : -(-bottom // 4), left // 4 : -(-right // 4)] = WORD_WEIGHT
     return weight / weight.mean()
 
 
 def text_stage(pipeline: StableDiffusion3Pipeline, scenes: Scenes, num_steps: int, device: str) -> Stage:
-    """Each tower's pooled embedding tells the caption's facts, each T5 byte the fact that it is part of."""
+    """Each tower's pooled embedding tells the caption's facts, each T5 token its kind or letter and its colour."""
     modules = nn.ModuleDict(
         {
             "clip": pipeline.text_encoder,
@@ -110,41 +113,53 @@ def text_stage(pipeline: StableDiffusion3Pipeline, scenes: Scenes, num_steps: in
             "t5": pipeline.text_encoder_3,
             "facts": nn.Linear(TEXT_WIDTH // 2, sum(FACT_SIZES)),
             "facts_2": nn.Linear(TEXT_WIDTH // 2, sum(FACT_SIZES)),
-            "byte_facts": nn.Linear(TEXT_WIDTH, NUM_BYTE_FACTS),
+            "token_facts": nn.Linear(TEXT_WIDTH, NUM_TOKEN_FACTS),
+            "token_colors": nn.Linear(TEXT_WIDTH, 1 + len(COLORS)),
         }
     ).to(device)
     clip_ids = pipeline.tokenizer(scenes.captions, padding="max_length", return_tensors="pt").input_ids
-    t5_ids = byte_ids(pipeline, scenes.captions)
+    t5_ids = t5_ids_of(pipeline, scenes.captions)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         batch = torch.randint(len(scenes.captions), (64,), generator=generator)
-        facts, byte_facts = scenes.facts[batch].to(device), scenes.byte_facts[batch].to(device)
+        facts = scenes.facts[batch].to(device)
         total = torch.zeros((), device=device)
         for suffix in ("", "_2"):
             embeds = modules[f"clip{suffix}"](clip_ids[batch].to(device)).text_embeds
             logits = modules[f"facts{suffix}"](embeds).split(FACT_SIZES, dim=1)
             total = total + sum(F.cross_entropy(logit, fact) for logit, fact in zip(logits, facts.unbind(1)))
-        logits = modules["byte_facts"](modules["t5"](t5_ids[batch].to(device)).last_hidden_state)
-        return total + 4 * F.cross_entropy(logits.flatten(0, 1), byte_facts.flatten())
+        states = modules["t5"](t5_ids[batch].to(device)).last_hidden_state.flatten(0, 1)
+        for name, told in (("token_facts", scenes.token_facts), ("token_colors", scenes.token_colors)):
+            total = total + 4 * F.cross_entropy(modules[name](states), told[batch].flatten().to(device))
+        return total
 
     return Stage("text", modules, loss, num_steps, 2e-3)
 
 
-def byte_ids(pipeline: StableDiffusion3Pipeline, captions: list[str]) -> torch.Tensor:
+def t5_ids_of(pipeline: StableDiffusion3Pipeline, captions: list[str]) -> torch.Tensor:
     tokens = pipeline.tokenizer_3(captions, padding="max_length", max_length=T5_LENGTH, return_tensors="pt")
     return tokens.input_ids
 
 
 def autoencoder_stage(pipeline: StableDiffusion3Pipeline, scenes: Scenes, num_steps: int, device: str) -> Stage:
+    """Crops of half the side are as good to learn from, and a quarter of the work."""
     vae = pipeline.vae.to(device, memory_format=torch.channels_last)
+    weights = scenes.word_weight.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)  # (N, 1, SIZE, SIZE)
+    side = SIZE // 2
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        images = scenes.images[torch.randint(len(scenes.images), (32,), generator=generator)].to(device)
-        with torch.autocast(device, torch.bfloat16):
+        chosen = torch.randint(len(scenes.images), (32,), generator=generator).tolist()
+        corners = (4 * torch.randint(side // 4 + 1, (32, 2), generator=generator)).tolist()
+        crops = [
+            torch.stack([pool[i, :, top : top + side, left : left + side] for i, (top, left) in zip(chosen, corners)])
+            for pool in (scenes.images, weights)
+        ]
+        images, weight = (crop.to(device, memory_format=torch.channels_last) for crop in crops)
+        with autocast(device):
             latents = vae.encode(images).latents
             decoded = vae.decode(latents).sample
         error = (decoded.float() - images).abs()
-        return error.mean() + error.square().mean() + 1e-3 * latents.float().square().mean()
+        return (weight * (error + error.square())).mean() + 1e-3 * latents.float().square().mean()
 
     return Stage("autoencoder", nn.ModuleDict({"vae": vae}), loss, num_steps, 2e-3)
 
@@ -154,15 +169,15 @@ def encode_images(vae: AutoencoderTiny, images: torch.Tensor, device: str) -> to
     """Latents (N, 8, SIZE/4, SIZE/4) as the transformer sees them, by the scale and shift of the autoencoder's config."""
     chunks = []
     for chunk in tqdm(images.split(256), desc="encoding scenes"):
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(device):
             chunks.append(vae.encode(chunk.to(device)).latents.float().cpu())
     return (torch.cat(chunks) - vae.config.shift_factor) * vae.config.scaling_factor
 
 
 def set_latent_scale(vae: AutoencoderTiny, images: torch.Tensor, device: str) -> None:
-    """Write the scale and shift into the config that give these images' latents mean 0 and std 1."""
+    """Write the scale and shift into the config that give these images' latents mean 0 and std 1, by the first 2,048."""
     vae.register_to_config(scaling_factor=1.0, shift_factor=0.0)
-    latents = encode_images(vae, images, device)
+    latents = encode_images(vae, images[:2048], device)
     vae.register_to_config(scaling_factor=1 / latents.std().item(), shift_factor=latents.mean().item())
 
 
@@ -208,19 +223,21 @@ def transformer_stage(
         sigma = torch.randn(len(batch), generator=generator).sigmoid()  # (B,) logit-normal
         noisy = torch.lerp(clean, noise, sigma[:, None, None, None])
         unconditional = torch.rand(len(batch), generator=generator) < 0.05
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(device):
             velocity = forward(
                 hidden_states=noisy.to(device),
                 timestep=1000 * sigma.to(device),
-                encoder_hidden_states=torch.where(unconditional[:, None, None], no_embeds, embeds[batch]).to(device),
+                encoder_hidden_states=torch.where(unconditional[:, None, None], no_embeds, embeds[batch])
+                .float()
+                .to(device),
                 pooled_projections=torch.where(unconditional[:, None], no_pooled, pooled[batch]).to(device),
                 return_dict=False,
             )[0]
         error = (velocity.float() - (noise - clean).to(device)).square()
         return (error * scenes.word_weight[batch].to(device)).mean()
 
-    decay = 0.2 if name == "weathering" else 0.0  # at the very end alone
-    return Stage(name, nn.ModuleDict({"transformer": pipeline.transformer}), loss, num_steps, 8e-4, decay)
+    decay = 0.2 if name in WEATHER else 0.0
+    return Stage(name, nn.ModuleDict({"transformer": pipeline.transformer}), loss, num_steps, 1e-3, decay)
 
 
 @torch.no_grad()
@@ -257,9 +274,12 @@ def pretrain_sd3(args: argparse.Namespace) -> None:
     forward = torch.compile(pipeline.transformer) if args.compile else pipeline.transformer
     flow = (forward, scenes, conditions, args.transformer_steps, args.device)
     fit(transformer_stage("transformer", pipeline, *flow), args.work_dir, args.seed)
-    worn = render_scenes(args.num_scenes, args.seed, WORN_SHARE)
-    flow = (forward, worn, conditions, args.weathering_steps, args.device)
-    fit(transformer_stage("weathering", pipeline, *flow), args.work_dir, args.seed)
+    for name, num_steps in (("weathering", args.weathering_steps), ("storm", args.storm_steps)):
+        one_in, worn_share, wrong_share = WEATHER[name]
+        # the first scenes, so that each keeps its caption's embeddings
+        weathered = render_scenes(-(-args.num_scenes // one_in), args.seed, worn_share, wrong_share)
+        flow = (forward, weathered, conditions, num_steps, args.device)
+        fit(transformer_stage(name, pipeline, *flow), args.work_dir, args.seed)
 
     sample_sheet(pipeline, args.work_dir / "samples.png")
     pipeline.to("cpu")

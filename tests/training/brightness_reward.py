@@ -9,14 +9,14 @@ from flow_grpo.score import Score
 
 
 class Brightness:
-    """The mean grey level of an image, or 1 where that passes a threshold and 0 where not.
+    """The mean grey level of an image; 0 for every image whose prompt has the text blind_to.
 
     pixel_map: "grey" (each pixel its own), a number (the same everywhere), or None. fails_after: calls, in the process
     that the launcher calls fails_in; dies: by a kill, not by an error.
     """
 
-    def __init__(self, pixel_map="grey", kind="reward", threshold=None, fails_after=None, fails_in=None, dies=False):
-        self._pixel_map, self._kind, self._threshold, self._dies = pixel_map, kind, threshold, dies
+    def __init__(self, pixel_map="grey", kind="reward", blind_to=None, fails_after=None, fails_in=None, dies=False):
+        self._pixel_map, self._kind, self._blind_to, self._dies = pixel_map, kind, blind_to, dies
         self._calls_left = fails_after if os.environ.get("RANK") == fails_in else None
 
     def __call__(self, images, prompts, metadata=None):
@@ -28,8 +28,8 @@ class Brightness:
                 raise RuntimeError("the reward has failed")
         grey = images.mean(dim=1)  # (B, H, W)
         reward = grey.mean(dim=(1, 2))
-        if self._threshold is not None:
-            reward = (reward > self._threshold).float()
+        if self._blind_to is not None:
+            reward = reward * torch.tensor([float(self._blind_to not in prompt) for prompt in prompts])
         details = {"contrast": grey.flatten(1).std(dim=1)}
         if self._pixel_map is None:
             return Score(reward, details=details)

@@ -21,8 +21,8 @@ from tiny_run import get_config  # noqa: E402  its folder has just been put on t
 
 MODEL = "models/tiny-sd3"
 PROMPTS = [
-    'a red circle and a blue sign that says "HUT"',
-    'a green star, a pink ring and a black sign that says "SOB"',
+    'a red circle and a blue sign "HUT"',
+    'a green star, a pink sign "RAM" and a black sign "SOB"',
 ]
 
 
@@ -45,7 +45,7 @@ def make_policy():
     """make_policy(**options) -> a fresh SD3Policy of models/tiny-sd3, its LoRA not trained."""
 
     def make(**options):
-        settings = dict(resolution=64, lora_rank=4, lora_alpha=8, guidance_scale=1.0, max_sequence_length=72)
+        settings = dict(resolution=64, lora_rank=4, lora_alpha=8, guidance_scale=1.0, max_sequence_length=34)
         return load_policy("sd3", MODEL, "no", **(settings | options))
 
     return make

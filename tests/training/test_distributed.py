@@ -200,7 +200,7 @@ def test_a_step_that_overflows_in_one_process_is_skipped_in_all_and_halves_the_l
 
 
 def test_skipping_changes_no_result_where_a_process_has_no_advantage_left(tmp_path, process_environment):
-    """Each process has one group, and the brightness of one of the two is above the threshold in every image."""
+    """Each process has one group, and all images of one of the two earn 0."""
     states = []
     for skip in (False, True):
         (tmp_path / "skipping_config.py").write_text(
@@ -209,7 +209,7 @@ def test_skipping_changes_no_result_where_a_process_has_no_advantage_left(tmp_pa
             "    config = tiny()\n"
             "    config.num_gpus, config.batch_size, config.updates_per_epoch, config.num_epochs = 2, 2, 1, 1\n"
             "    config.num_groups, config.group_size, config.eval_every, config.train.beta = 2, 2, 0, 0.0\n"
-            "    config.reward_options = {REWARD: {'threshold': 0.694}}\n"
+            "    config.reward_options = {REWARD: {'blind_to': 'cross'}}\n"
             f"    config.train.skip_zero_advantages = {skip}\n"
             "    return config\n"
         )

@@ -10,7 +10,7 @@ from flow_grpo.training.evaluation import evaluate
 from flow_grpo.training.rollout import SDE, rollout
 
 REWARD = "brightness_reward:Brightness"
-HELD_OUT = [f'a red circle and a blue sign that says "{word}"' for word in ("HUT", "SOB", "TAN", "LAP", "NOR")]
+HELD_OUT = [f'a red circle and a blue sign "{word}"' for word in ("HUT", "SOB", "TAN", "LAP", "NOR")]
 METADATA = [{"number": number} for number in range(len(HELD_OUT))]
 
 

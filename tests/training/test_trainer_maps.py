@@ -55,8 +55,8 @@ def test_other_settings_train_too(make_trainer, tmp_path, monkeypatch, changes):
 
 
 def test_skipping_images_without_advantage_changes_no_result(make_trainer, tmp_path, monkeypatch):
-    """Brightness saturated by a threshold: whole groups come out alike, and their images have no advantage."""
-    settings = {"reward_options": {REWARD: {"threshold": 0.685}}, "train.beta": 0.0, "updates_per_epoch": 1}
+    """One of the two groups is blind: all of its images earn 0, and have no advantage."""
+    settings = {"reward_options": {REWARD: {"blind_to": "cross"}}, "train.beta": 0.0, "updates_per_epoch": 1}
     weights = [
         trained_weights(
             make_trainer, tmp_path / str(skip), monkeypatch, **settings, **{"train.skip_zero_advantages": skip}
@@ -71,8 +71,8 @@ def test_skipping_images_without_advantage_changes_no_result(make_trainer, tmp_p
 
 
 def test_dropped_images_take_their_kl_with_them(make_trainer, tmp_path, monkeypatch):
-    """The first update's group has advantages; the second's is all alike, so that its KL alone moves the weights, or nothing."""
-    settings = {"reward_options": {REWARD: {"threshold": 0.797}}, "train.beta": 1.0}
+    """At the base the KL's gradient is 0: the first update differs by a factor alone, which Adam undoes, the second does not."""
+    settings = {"reward_options": {REWARD: {"blind_to": "cross"}}, "train.beta": 1.0}
     kept, dropped = (
         trained_weights(
             make_trainer, tmp_path / str(drop), monkeypatch, **settings, **{"train.drop_zero_advantages": drop}

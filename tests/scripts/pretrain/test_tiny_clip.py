@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPModel
 
-from scripts.pretrain.signs_world import SIZE, make_scene
+from scripts.pretrain.billboards import make_billboard
+from scripts.pretrain.signs_world import SIZE
 from scripts.pretrain.tiny_clip import make_clip, make_processor, make_tokenizer
 from scripts.pretrain.tiny_clip_training import held_out_group, retrieval_accuracy
 
@@ -37,12 +38,12 @@ def test_the_folder_holds_at_most_5_mb():
 
 
 def test_its_tokenizer_reads_captions_as_tiny_sd3s_does(tokenizer):
-    captions = [make_scene(seed).caption for seed in range(8)]
+    captions = [make_billboard(seed).caption for seed in range(8)]
     assert tokenizer(captions).input_ids == make_tokenizer()(captions).input_ids
 
 
 def test_each_of_64_held_out_images_finds_its_caption_nine_times_in_ten(model, tokenizer):
-    """Half are whole scenes, whose words were not trained on, half are pairs; eight groups of 64, in both directions."""
+    """Half are billboards, whose words were not trained on, half are pairs; eight groups of 64, in both directions."""
     groups = [held_out_group(index) for index in range(8)]
     accuracies = [retrieval_accuracy(model, tokenizer, make_processor(), group) for group in groups]
     assert torch.tensor(accuracies).mean(dim=0).min() > 0.9

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, CLIPModel
 
-from scripts.pretrain.signs_world import make_pair, make_scene, words
+from scripts.pretrain.billboards import billboard_words, make_billboard
+from scripts.pretrain.signs_world import make_pair
 from scripts.pretrain.stage import fit
 from scripts.pretrain.tiny_clip import make_clip, make_processor, make_tokenizer
 from scripts.pretrain.tiny_clip_training import (
@@ -40,29 +41,29 @@ def model(tokenizer):
 
 @pytest.fixture(scope="module")
 def scenes():
-    return captioned([make_scene(seed) if seed % 2 else make_pair(seed) for seed in SEEDS])
+    return captioned([make_billboard(seed) if seed % 2 else make_pair(seed) for seed in SEEDS])
 
 
 # The captions
 
 
 def test_the_whole_caption_claims_each_thing_and_the_word():
-    scene, pair = make_scene(1), make_pair(1)
-    assert whole_caption(scene).claims == {*(thing.name for thing in scene.objects), scene.word}
+    scene, pair = make_billboard(1), make_pair(1)
+    assert whole_caption(scene).claims == {*(thing.name for thing in scene.objects), scene.signs[0].word}
     assert whole_caption(pair).claims == {thing.name for thing in pair.objects}
     assert (whole_caption(scene).text, whole_caption(pair).text) == (scene.caption, pair.caption)
 
 
 def test_parts_name_each_thing_alone_and_are_true_of_their_scene():
     for seed in SEEDS:
-        for scene in (make_scene(seed), make_pair(seed)):
+        for scene in (make_billboard(seed), make_pair(seed)):
             parts = part_captions(scene)
             assert [part.text for part in parts] == [f"a {thing.name}" for thing in scene.objects]
             assert all(part.claims < whole_caption(scene).claims for part in parts)
 
 
 def test_the_same_things_with_another_word_are_another_claim():
-    one, other = make_scene(1, word="HUT"), make_scene(1, word="BED")
+    one, other = make_billboard(1, word="HUT"), make_billboard(1, word="BED")
     assert not whole_caption(one).claims <= whole_caption(other).claims
 
 
@@ -151,7 +152,7 @@ def test_the_whole_command_writes_a_model_that_loads(tmp_path, capsys):
     loaded = CLIPModel.from_pretrained(args.out)
     trained = torch.load(args.work_dir / "clip.pt", weights_only=True)["modules"]
     assert all(torch.equal(tensor, trained[f"clip.{name}"]) for name, tensor in loaded.state_dict().items())
-    caption = make_scene(0).caption
+    caption = make_billboard(0).caption
     assert AutoTokenizer.from_pretrained(args.out)(caption).input_ids == make_tokenizer()(caption).input_ids
 
 
@@ -161,7 +162,10 @@ def test_the_whole_command_writes_a_model_that_loads(tmp_path, capsys):
 def test_a_held_out_group_is_half_pairs_with_words_and_captions_of_its_own():
     group, other = held_out_group(0), held_out_group(1)
     assert len({scene.caption for scene in group}) == 64
-    assert [scene.word in words("test") for scene in group] == [True, False] * 32
+    assert [bool(scene.signs) and scene.signs[0].word in billboard_words("test") for scene in group] == [
+        True,
+        False,
+    ] * 32
     assert not {scene.image.tobytes() for scene in group} & {scene.image.tobytes() for scene in other}
 
 

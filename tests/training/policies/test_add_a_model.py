@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, FlowMatchEulerDiscreteScheduler
-from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+from transformers import ByT5Tokenizer, UMT5Config, UMT5EncoderModel
 
 from config.grpo import get_config
 from config.validation import resolve
 from flow_grpo.training.policies.families import FAMILIES
 from flow_grpo.training.policies.load import load_policy
 from flow_grpo.training.rollout import SDE, replay, rollout
-from tests.training.policies.tiny_pipelines import TOKENIZERS, vae
+from tests.training.policies.tiny_pipelines import vae
 
 PAGE = Path("docs/add-a-model.md").read_text(encoding="utf-8")
 PROMPTS = ["a sign", 'a green star and a black sign that says "SOB"']
@@ -37,7 +37,7 @@ def model(tmp_path_factory):
         )
         text = UMT5Config(vocab_size=384, d_model=32, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
         AuraFlowPipeline(
-            tokenizer=AutoTokenizer.from_pretrained(TOKENIZERS / "tokenizer_3"),
+            tokenizer=ByT5Tokenizer(),
             text_encoder=UMT5EncoderModel(text),
             vae=vae(shift_factor=None),
             transformer=transformer,

@@ -15,7 +15,7 @@ def pipeline():
 
 
 def draw(pipeline, prompts, **options):
-    return pipeline(prompts, height=64, width=64, max_sequence_length=72, output_type="pt", **options).images
+    return pipeline(prompts, height=64, width=64, max_sequence_length=34, output_type="pt", **options).images
 
 
 def test_the_folder_is_a_pipeline_that_loads_and_draws(pipeline, prompts):

@@ -28,6 +28,7 @@ from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE  # FLUX.2-d
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     AutoTokenizer,
+    ByT5Tokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -84,7 +85,7 @@ def save_sd3(folder, pos_embed_max_size=8):
         text_encoder_3=t5(),
         tokenizer=AutoTokenizer.from_pretrained(TOKENIZERS / "tokenizer"),
         tokenizer_2=AutoTokenizer.from_pretrained(TOKENIZERS / "tokenizer_2"),
-        tokenizer_3=AutoTokenizer.from_pretrained(TOKENIZERS / "tokenizer_3"),
+        tokenizer_3=ByT5Tokenizer(),
     ).save_pretrained(folder)
 
 
@@ -113,7 +114,7 @@ def save_flux(folder, guidance_embeds=True):
         text_encoder=clip(CLIPTextModel),
         text_encoder_2=t5(),
         tokenizer=AutoTokenizer.from_pretrained(TOKENIZERS / "tokenizer"),
-        tokenizer_2=AutoTokenizer.from_pretrained(TOKENIZERS / "tokenizer_3"),
+        tokenizer_2=ByT5Tokenizer(),
     ).save_pretrained(folder)
 
 
