@@ -5,8 +5,8 @@ three letters:
 
     a red circle, a blue sign "HUT" and a pink sign "DOG"
 
-They stand anywhere but on each other, and the caption does not say where. A pair is two shapes and no sign, for maps
-that must point at one of them.
+A sign stands in one of eight slots, two in each of four rows. No two signs share a row, and the shape stands in a row without
+one. The caption does not say where. A pair is two shapes and no sign, for maps that must point at one of them.
 
 The renderer knows the caption, the box of each word and the mask of each object exactly, so one world serves to pretrain
 the tiny models, to test the maps that point into an image, and to run the demo. It needs numpy and Pillow alone.
@@ -39,7 +39,8 @@ NUM_WORDS = {"train": 700, "test": 200}
 NUM_SIGNS = {1: 0.15, 2: 0.6, 3: 0.25}  # how often a scene has so many
 
 SIZE = 64  # pixels
-# A sign covers 4 x 2 cells of this many pixels, a shape 2 x 2. No two signs share a row: OCR would read them as one line.
+# A sign covers 4 x 2 cells of this many pixels, which is a slot; a shape covers 2 x 2. What shares a sign's row OCR would read
+# with it: two signs as one line, a ring as the letter O.
 CELL = 8
 # No ring: its hole is as wide as a patch of a small image tower, whose map could only miss it.
 PAIR_SHAPES = ("circle", "square", "star", "cross")
@@ -91,13 +92,15 @@ def make_scene(
     words_shown: Sequence[str] | None = None,
     worn_share: float = 0.0,
     wrong_share: float = 0.0,
+    anywhere: bool = False,
 ) -> Scene:
     """Render the scene that belongs to a seed.
 
     words_shown: capitals, one word per sign, instead of those that the seed would draw.
     worn_share: how often the upper or lower half of a sign's letters has flaked off, as the weather leaves it.
     wrong_share: how often a sign that is not worn shows another letter than the caption says.
-    The caption tells of neither. Everything else of the scene is the same.
+    anywhere: signs and shape stand anywhere on the grid of cells but on each other, instead of in slots.
+    The caption tells of none of these and stays the same.
     """
     rng, weather = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
@@ -105,7 +108,7 @@ def make_scene(
     drawn = [words(split)[i] for i in rng.choice(len(words(split)), num_signs, replace=False)]
     kind = SHAPES[rng.integers(len(SHAPES))]
     shape_color, *sign_colors = (list(COLORS)[i] for i in rng.choice(len(COLORS), num_signs + 1, replace=False))
-    shape_cell, *sign_cells = _place(num_signs, rng)
+    shape_cell, *sign_cells = (_anywhere if anywhere else _in_slots)(num_signs, rng)
 
     canvas = Image.new("RGB", (SIZE * SUPERSAMPLING,) * 2, background)
     x, y = (CELL * (cell + 1) for cell in shape_cell)
@@ -160,7 +163,15 @@ def render_shape(kind: str, x: float, y: float, radius: float = 7.0) -> np.ndarr
     return downsample(shape_mask(kind, x, y, radius))
 
 
-def _place(num_signs: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+def _in_slots(num_signs: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """The left upper cell (column, row) of the shape and of each sign: signs in slots, the shape in a row without one."""
+    rows = 2 * rng.permutation(SIZE // CELL // 2)[:num_signs]
+    signs = [(4 * int(rng.integers(2)), int(row)) for row in rows]
+    free = [cell for cell in product(range(0, SIZE // CELL, 2), repeat=2) if cell[1] not in rows]
+    return [free[rng.integers(len(free))], *signs]
+
+
+def _anywhere(num_signs: int, rng: np.random.Generator) -> list[tuple[int, int]]:
     """The left upper cell (column, row) of the shape and of each sign, so that none covers another."""
     cells = SIZE // CELL
     while True:

@@ -2,7 +2,8 @@
 
     text         the CLIP towers and the T5 encoder learn to say what a caption states (colours, shapes, letters)
     autoencoder  an AutoencoderTiny learns 64 px scenes as 16x16x8 latents
-    transformer  an SD3Transformer2DModel learns the flow from noise to latents (rectified flow, arXiv:2403.03206)
+    transformer  an SD3Transformer2DModel learns the flow from noise to latents (rectified flow, arXiv:2403.03206): first
+                 of scenes whose objects stand anywhere, which teaches it shapes and letters, then of signs in slots
     weathering   it goes on where some signs are worn or show a wrong letter, and the captions do not say so: what it draws
                  is now partly right, as web data teaches large models, and reinforcement learning has room
     storm        the same where twice as many signs are worn
@@ -61,12 +62,10 @@ FACT_SIZES = (*(3,) * len(COLORS), len(SHAPES))
 NUM_TOKEN_FACTS = 1 + len(KINDS) + 26 * WORD_LENGTH
 
 
-def render_scenes(num_scenes: int, seed: int, worn_share: float = 0.0, wrong_share: float = 0.0) -> Scenes:
-    """The scenes of a seed; with a worn_share or a wrong_share the same scenes, their signs weathered."""
+def render_scenes(num_scenes: int, seed: int, **options: float) -> Scenes:
+    """The scenes of a seed; with options of `make_scene` the same captions, drawn otherwise."""
     seeds = range(seed * 10_000_000, seed * 10_000_000 + num_scenes)
-    scenes = [
-        make_scene(i, worn_share=worn_share, wrong_share=wrong_share) for i in tqdm(seeds, desc="rendering scenes")
-    ]
+    scenes = [make_scene(i, **options) for i in tqdm(seeds, desc="rendering scenes")]
     images = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2)
     facts, token_facts, token_colors = zip(*(scene_facts(scene) for scene in scenes))
     return Scenes(
@@ -263,7 +262,7 @@ def pretrain_sd3(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     args.work_dir.mkdir(parents=True, exist_ok=True)
     pipeline = make_pipeline()
-    scenes = render_scenes(args.num_scenes, args.seed)
+    scenes = render_scenes(args.num_scenes, args.seed, anywhere=True)
     fit(text_stage(pipeline, scenes, args.text_steps, args.device), args.work_dir, args.seed)
     fit(autoencoder_stage(pipeline, scenes, args.autoencoder_steps, args.device), args.work_dir, args.seed)
 
@@ -272,14 +271,19 @@ def pretrain_sd3(args: argparse.Namespace) -> None:
     captions = encode_captions(pipeline, scenes.captions, args.device)
     conditions = Conditions(captions, nothing=encode_captions(pipeline, [""], args.device))
     forward = torch.compile(pipeline.transformer) if args.compile else pipeline.transformer
-    flow = (forward, scenes, conditions, args.transformer_steps, args.device)
-    fit(transformer_stage("transformer", pipeline, *flow), args.work_dir, args.seed)
+
+    def learn(name: str, scenes: Scenes, num_steps: int) -> None:
+        stage = transformer_stage(name, pipeline, forward, scenes, conditions, num_steps, args.device)
+        fit(stage, args.work_dir, args.seed)
+
+    learn("transformer", scenes, args.anywhere_steps)
+    # The same stage on other images: it goes on from its own checkpoint, step and optimizer included.
+    learn("transformer", render_scenes(args.num_scenes, args.seed), args.transformer_steps)
     for name, num_steps in (("weathering", args.weathering_steps), ("storm", args.storm_steps)):
         one_in, worn_share, wrong_share = WEATHER[name]
         # the first scenes, so that each keeps its caption's embeddings
-        weathered = render_scenes(-(-args.num_scenes // one_in), args.seed, worn_share, wrong_share)
-        flow = (forward, weathered, conditions, num_steps, args.device)
-        fit(transformer_stage(name, pipeline, *flow), args.work_dir, args.seed)
+        num_scenes = -(-args.num_scenes // one_in)
+        learn(name, render_scenes(num_scenes, args.seed, worn_share=worn_share, wrong_share=wrong_share), num_steps)
 
     sample_sheet(pipeline, args.work_dir / "samples.png")
     pipeline.to("cpu")

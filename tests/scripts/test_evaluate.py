@@ -25,7 +25,7 @@ def test_what_it_does_not_know_is_refused(arguments, says, capsys):
 
 
 def test_it_says_when_there_are_fewer_prompts_and_takes_any_field(tmp_path, capsys):
-    (tmp_path / "test.txt").write_text('a red circle and a blue sign that says "HUT"\n')
+    (tmp_path / "test.txt").write_text('a red circle and a blue sign "HUT"\n')
     fields = ["--config.sample.eval_num_steps=1", f"--config.dataset={tmp_path}", "--config.model=models/tiny-sd3"]
     fields += ["--config.rewards={'jpeg_compressibility': 1.0}", "--config.reward_options={}"]
     main(["tiny_ocr_map", "--num-prompts", "5", "--batch-size", "1", *fields])

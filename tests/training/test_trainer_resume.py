@@ -217,7 +217,9 @@ def begun(make_trainer, tmp_path_factory):
     """A run of one epoch, with its prompts in a folder of their own."""
     folder = tmp_path_factory.mktemp("begun")
     for split in ("train", "test"):
-        (folder / f"{split}.txt").write_text("".join(f'a sign that says "{word}"\n' for word in ("HUT", "SOB", "WAX")))
+        (folder / f"{split}.txt").write_text(
+            "".join(f'a red ring and a blue sign "{word}"\n' for word in ("HUT", "SOB", "WAX"))
+        )
     make_trainer(folder / "run", num_epochs=1, dataset=str(folder), **FAST).train()
     return folder
 

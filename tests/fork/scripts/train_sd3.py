@@ -19,7 +19,7 @@ import flow_grpo.rewards
 # forks.md: scripts/train_sd3.py, among the imports
 # forks.md: end
 
-PROMPTS = ['a brown ring and a pink sign that says "RONO"', 'a brown square and a blue sign that says "POKET"']
+PROMPTS = ['a brown ring and a pink sign "ROM"', 'a brown square and a blue sign "POR"']
 GROUP, NUM_STEPS, NUM_TRAINED, NOISE_LEVEL = 4, 4, 3, 0.7
 config = SimpleNamespace(train=SimpleNamespace(adv_clip_max=5, clip_range=1e-4, learning_rate=1e-2))
 
@@ -52,7 +52,7 @@ def sample_epoch(pipeline, reward_fn, executor, generator):
         prompts = [prompt] * GROUP
         with torch.no_grad():
             embeds, _, pooled, _ = pipeline.encode_prompt(
-                prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=72
+                prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=34
             )
         images, latents, log_probs = pipeline_with_logprob(
             pipeline, embeds, pooled, NUM_STEPS, 64, NOISE_LEVEL, generator

@@ -8,7 +8,7 @@ from flow_grpo.training.policies.load import load_policy
 from flow_grpo.training.rollout import SDE, replay, rollout
 from scripts.credit.gradients import MAX_KEPT, arm_gradients, gradient_sketch, spanning_rows
 
-PROMPTS = ['a red circle and a blue sign that says "HUT"', 'a green star and a black sign that says "SOB"']
+PROMPTS = ['a red circle and a blue sign "HUT"', 'a green star and a black sign "SOB"']
 
 
 def test_spanning_rows_make_up_all_rows_and_leave_out_what_others_make_up():
@@ -24,7 +24,7 @@ def test_spanning_rows_make_up_all_rows_and_leave_out_what_others_make_up():
 def test_arms_have_the_gradients_of_the_trainers_loss():
     policy = load_policy(
         *("sd3", "models/tiny-sd3", "no"),
-        **{"resolution": 64, "lora_rank": 2, "lora_alpha": 4, "guidance_scale": 1.0, "max_sequence_length": 72},
+        **{"resolution": 64, "lora_rank": 2, "lora_alpha": 4, "guidance_scale": 1.0, "max_sequence_length": 34},
     )
     sde = SDE(3, 0.7)
     batches = [rollout(policy, [prompt] * 2, [2 * g, 2 * g + 1], sde, 2) for g, prompt in enumerate(PROMPTS)]

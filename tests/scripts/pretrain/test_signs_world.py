@@ -83,17 +83,49 @@ def test_objects_and_words_of_a_scene_differ():
         assert len({sign.word for sign in scene.signs}) == len(scene.signs)
 
 
-def test_masks_do_not_overlap_and_signs_share_no_row():
+@pytest.mark.parametrize("anywhere", [False, True])
+def test_masks_do_not_overlap_and_signs_share_no_row(anywhere):
     for seed in range(200):
-        scene = make_scene(seed)
+        scene = make_scene(seed, anywhere=anywhere)
         assert sum(thing.mask.astype(int) for thing in scene.objects).max() == 1
         assert sum(sign.mask.any(axis=1).astype(int) for sign in scene.signs).max() == 1
 
 
-def test_signs_stand_all_over_the_image_and_one_scenes_signs_say_nothing_of_the_next_ones():
-    covered = sum(sign.mask.astype(int) for seed in range(200) for sign in make_scene(seed).signs)
+def test_signs_stand_in_slots_and_the_shape_in_a_row_without_one():
+    for seed in range(200):
+        shape, *signs = make_scene(seed).objects
+        rows = []
+        for thing, width in ((shape, 16), *((sign, 32) for sign in signs)):
+            ys, xs = (np.flatnonzero(thing.mask.any(axis)) for axis in (1, 0))
+            assert ys[0] // 16 == ys[-1] // 16 and xs[0] // width == xs[-1] // width, "inside one slot, or half of one"
+            rows.append(ys[0] // 16)
+        assert len(set(rows)) == len(rows)
+
+
+@pytest.mark.parametrize("anywhere", [False, True])
+def test_signs_stand_all_over_the_image(anywhere):
+    """So no constant map finds them."""
+    covered = sum(sign.mask.astype(int) for seed in range(200) for sign in make_scene(seed, anywhere=anywhere).signs)
     quarters = covered.reshape(2, SIZE // 2, 2, SIZE // 2).sum(axis=(1, 3)) / covered.sum()
-    assert quarters.min() > 0.2, "no constant map finds the signs"
+    assert quarters.min() > 0.2
+
+
+def test_one_scenes_signs_say_little_of_the_next_ones():
+    """So the map of another image is of no use: it covers the signs about as often as any place of the same size would."""
+    masks = [np.any([sign.mask for sign in make_scene(seed).signs], axis=0) for seed in range(201)]
+    shared = np.mean([one[other].mean() for one, other in zip(masks, masks[1:])])
+    assert shared == pytest.approx(np.mean(masks), abs=0.05)  # three standard deviations
+
+
+def test_anywhere_moves_the_objects_off_the_slots_and_keeps_the_caption():
+    one, other = make_scene(5), make_scene(5, anywhere=True)
+    assert one.caption == other.caption and not np.array_equal(one.image, other.image)
+    tops = {
+        int(np.flatnonzero(sign.mask.any(1))[0]) // 8
+        for seed in range(50)
+        for sign in make_scene(seed, anywhere=True).signs
+    }
+    assert tops == set(range(7)), "every row of cells that a sign fits into"
 
 
 def test_most_pixels_of_a_mask_have_the_named_colour():

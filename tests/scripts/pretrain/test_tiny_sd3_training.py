@@ -141,6 +141,13 @@ def test_scenes_are_images_in_the_autoencoders_range(scenes):
     torch.testing.assert_close(scenes.images[0], expected)
 
 
+def test_scenes_with_signs_anywhere_have_the_same_captions(scenes):
+    """So the embeddings of the captions serve both layouts."""
+    anywhere = render_scenes(len(scenes.captions), seed=0, anywhere=True)
+    assert anywhere.captions == scenes.captions and torch.equal(anywhere.token_facts, scenes.token_facts)
+    assert (anywhere.images != scenes.images).flatten(1).any(1).all()
+
+
 # The stages
 
 
@@ -192,6 +199,20 @@ def test_an_interrupted_stage_goes_on_bit_for_bit(name, scenes, tmp_path):
     assert not any(parameter.requires_grad for parameter in resumed.modules.parameters())
 
 
+def test_the_flow_goes_on_with_other_scenes_from_its_own_checkpoint(scenes, tmp_path):
+    """Two stages of one name: the second takes the step, the weights and the optimizer of the first."""
+    torch.manual_seed(0)
+    flow = flow_of(make_pipeline(), scenes)
+    fit(transformer_stage("transformer", *flow, 1, "cpu"), tmp_path, seed=0)
+    stage, seeds = transformer_stage("transformer", *flow, 3, "cpu"), []
+    loss = stage.loss
+    stage.loss = lambda generator: seeds.append(generator.initial_seed()) or loss(generator)
+    fit(stage, tmp_path, seed=0)
+    assert seeds == [1, 2]
+    state = torch.load(tmp_path / "transformer.pt", weights_only=True)
+    assert state["step"] == 3 and {int(one["step"]) for one in state["optimizer"]["state"].values()} == {3}
+
+
 def test_latents_have_unit_scale_and_the_config_gives_them_back(scenes):
     torch.manual_seed(0)
     vae = make_pipeline().vae
@@ -214,12 +235,14 @@ def test_the_whole_command_writes_a_pipeline_that_loads(tmp_path):
         num_scenes=8,
         text_steps=1,
         autoencoder_steps=1,
-        transformer_steps=1,
+        anywhere_steps=1,
+        transformer_steps=2,
         weathering_steps=1,
         storm_steps=1,
         compile=False,
     )
     pretrain_sd3(args)
+    assert torch.load(args.work_dir / "transformer.pt", weights_only=True)["step"] == 2, "one anywhere, one on slots"
     assert {path.name for path in args.work_dir.iterdir()} == {
         *("text.pt", "autoencoder.pt", "transformer.pt", "weathering.pt", "storm.pt"),
         "samples.png",
