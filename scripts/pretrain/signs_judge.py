@@ -23,6 +23,7 @@ from scripts.pretrain.signs_world import (
     SHAPES,
     SIZE,
     VOWELS,
+    WORD_LENGTH,
     render_shape,
     render_sign,
 )
@@ -33,6 +34,7 @@ MAX_MISFIT = 0.06  # mean squared error of a letter's ink in [0, 1]; a blank boa
 MIN_OVERLAP = 0.6  # intersection over union of a shape with what has its colour
 
 _PHRASE = re.compile(r'a (\w+) (\w+)(?: "(\w+)")?')
+_WORD = re.compile(f"[{CONSONANTS}{VOWELS}]{{{WORD_LENGTH}}}")
 
 
 @dataclass(frozen=True)
@@ -72,17 +74,27 @@ def judge(image: np.ndarray, caption: str) -> Verdict:
     """
     if image.shape != (SIZE, SIZE, 3) or image.dtype != np.uint8:
         raise ValueError(f"expected an image ({SIZE}, {SIZE}, 3) of uint8, got {image.shape} of {image.dtype}")
-    things = _PHRASE.findall(caption)
-    known = all(color in COLORS and (kind in SHAPES) == (not word) for color, kind, word in things)
-    if not things or not known:
+    shape, *signs = check_caption(caption)
+    return Verdict(
+        signs=tuple(_find_sign(image, color, word) for color, _, word in signs),
+        shape_right=_shape_overlap(image, *shape[:2]) >= MIN_OVERLAP,
+    )
+
+
+def check_caption(caption: str) -> list[tuple[str, str, str]]:
+    """(colour, kind, word) of the caption's shape and then of each sign; the shape's word is empty.
+
+    Raises ValueError for a caption that this world does not write.
+    """
+    shape, *signs = _PHRASE.findall(caption) or [("", "", "")]
+    known = shape[0] in COLORS and shape[1] in SHAPES and not shape[2] and signs
+    if not known or not all(
+        color in COLORS and kind == "sign" and _WORD.fullmatch(word) for color, kind, word in signs
+    ):
         raise ValueError(
             f'not a caption of the signs world: {caption!r}; expected e.g. a red ring and a blue sign "HUT"'
         )
-    shapes = [(color, kind) for color, kind, word in things if not word]
-    return Verdict(
-        signs=tuple(_find_sign(image, color, word) for color, _, word in things if word),
-        shape_right=all(_shape_overlap(image, color, kind) >= MIN_OVERLAP for color, kind in shapes),
-    )
+    return [shape, *signs]
 
 
 def _find_sign(image: np.ndarray, color: str, word: str) -> FoundSign:
@@ -113,7 +125,7 @@ def _letter_templates(place: int) -> dict[str, tuple[slice, np.ndarray]]:
     """For each letter of the world its ink at a place of the word, and the columns of the sign that it stands in."""
     templates = {}
     for letter in CONSONANTS + VOWELS:
-        word = ["H"] * 3
+        word = ["H"] * WORD_LENGTH
         word[place] = letter
         board = render_sign("".join(word), "black", 2 * CELL, 4 * CELL)  # (16, 32, 3) uint8
         columns = slice(2 + round(9.5 * place), 2 + round(9.5 * place) + 9)

@@ -9,9 +9,10 @@ from scripts.pretrain.signs_world import BACKGROUNDS, HELD_OUT, SIZE, make_scene
 SEEDS = range(HELD_OUT, HELD_OUT + 60)
 
 
-def test_every_scene_as_rendered_is_right():
+@pytest.mark.parametrize("anywhere", [False, True])
+def test_every_scene_as_rendered_is_right(anywhere):
     for seed in SEEDS:
-        scene = make_scene(seed, "test")
+        scene = make_scene(seed, "test", anywhere=anywhere)
         verdict = judge(scene.image, scene.caption)
         assert verdict.shape_right, scene.caption
         assert [sign.word for sign in verdict.signs if sign.right] == [sign.word for sign in scene.signs]
@@ -63,5 +64,11 @@ def test_noise_as_an_autoencoder_leaves_it_changes_no_verdict():
 def test_what_is_not_of_this_world_is_refused():
     with pytest.raises(ValueError, match="uint8"):
         judge(np.zeros((SIZE, SIZE, 3)), 'a red ring and a blue sign "HUT"')
-    with pytest.raises(ValueError, match="not a caption"):
-        judge(make_scene(0).image, "a cat")
+    for caption in (
+        "a cat",
+        "a red ring",
+        'a red cat and a blue sign "HUT"',
+        'a red ring and a blue sign that says "HUT"',
+    ):
+        with pytest.raises(ValueError, match="not a caption"):
+            judge(make_scene(0).image, caption)
