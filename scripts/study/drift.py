@@ -2,7 +2,10 @@
 
     python -m scripts.study.drift RUN_DIR      # writes RUN_DIR/drift.json
 
-off_text: mean difference of the pixels that lie outside the signs of both images, in levels of 255.
+off_text     the mean difference of the pixels that lie outside the signs of both images, in levels of 255
+shape_right  the share of images whose shape is there, in its colour
+gold         the share of signs that show their word on their own board, by the judge that no run is rewarded by
+base_...     the same two of the base model
 """
 
 import json
@@ -17,18 +20,23 @@ from flow_grpo.training.data import load_prompts
 from flow_grpo.training.policies.load import load_policy
 from flow_grpo.training.rollout import SDE, rollout
 from flow_grpo.training.seeds import sample_seed
-from scripts.study.sign_boxes import sign_boxes
+from scripts.pretrain.signs_judge import judge
 
 NUM_PROMPTS, BATCH_SIZE, SEED = 64, 32, 1234
 
 
 def drift_of(images: np.ndarray, base_images: np.ndarray, prompts: list[str]) -> dict[str, float]:
     """images, base_images: (N, H, W, 3) uint8 of the same prompts and noise."""
+    verdicts, base_verdicts = ([judge(*pair) for pair in zip(drawn, prompts)] for drawn in (images, base_images))
     differences = []
-    for image, base_image, prompt in zip(images, base_images, prompts, strict=True):
-        signs = np.any([*sign_boxes(image, prompt), *sign_boxes(base_image, prompt)], axis=0)
-        differences.append(np.abs(image.astype(int) - base_image)[~signs].mean())
-    return {"off_text": float(np.mean(differences))}
+    for image, base_image, verdict, base_verdict in zip(images, base_images, verdicts, base_verdicts):
+        outside = ~(verdict.sign_mask | base_verdict.sign_mask)
+        differences.append(np.abs(image.astype(int) - base_image)[outside].mean())
+    measured = {"off_text": float(np.mean(differences))}
+    for prefix, judged in (("", verdicts), ("base_", base_verdicts)):
+        measured[f"{prefix}shape_right"] = float(np.mean([verdict.shape_right for verdict in judged]))
+        measured[f"{prefix}gold"] = float(np.mean([sign.right for verdict in judged for sign in verdict.signs]))
+    return measured
 
 
 @torch.no_grad()

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flow_grpo.score import Score
+from flow_grpo.score import Score, to_uint8
 from flow_grpo.scorers import make_scorer
-from scripts.study.sign_boxes import sign_boxes
+from scripts.pretrain.signs_judge import judge
 
 
 class OracleScorer:
-    """`ocr_map` with a map that holds the image's reward where its signs stand, and is neutral elsewhere."""
+    """`ocr_map` with the judge's map: 1 at the right letters of each sign, 0 at the wrong ones, neutral elsewhere."""
 
     def __init__(self, device: str = "cpu", **options):
         self._ocr = make_scorer("ocr_map", device=device, **options)
@@ -26,15 +26,16 @@ class OracleScorer:
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
     ) -> Score:
         score = self._ocr(images, prompts, metadata)
-        pixels = (images.detach().float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        triples = zip(pixels, prompts, score.reward.tolist(), strict=True)
-        maps = [oracle_map(image, prompt, reward) for image, prompt, reward in triples]
+        maps = [oracle_map(image, prompt) for image, prompt in zip(to_uint8(images), prompts, strict=True)]
         return replace(score, reward_map=torch.from_numpy(np.stack(maps)).to(score.reward.device))
 
 
-def oracle_map(image: np.ndarray, caption: str, reward: float) -> np.ndarray:
-    """(H, W) float32 of an image (H, W, 3) uint8: its reward, in [0, 1], where a sign stands, and 0.5 elsewhere."""
+def oracle_map(image: np.ndarray, caption: str) -> np.ndarray:
+    """(H, W) float32 in [0, 1] of an image (H, W, 3) uint8; 0.5 where no sign stands."""
     reward_map = np.full(image.shape[:2], 0.5, dtype=np.float32)
-    for box in sign_boxes(image, caption):
-        reward_map[box] = reward
+    for sign in judge(image, caption).signs:
+        columns = np.flatnonzero(sign.mask.any(axis=0))  # of the board, shared out among the letters
+        for letter_columns, right in zip(np.array_split(columns, len(sign.letters_right)), sign.letters_right):
+            of_letter = np.isin(np.arange(image.shape[1]), letter_columns)  # (W,)
+            reward_map[sign.mask & of_letter] = right
     return reward_map
