@@ -1,6 +1,7 @@
 """Does a map see damage? We paint over a letter, a sign or a shape. The map should fall there, and nowhere else.
 
 Looking at a map does not show whether it is right. Here it can be checked: we made the damage, so each of its pixels is known.
+The scenes are billboards, which tiny-clip knows and every OCR engine reads.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from flow_grpo.score import Score
-from scripts.pretrain.signs_world import HELD_OUT, Scene, make_scene
+from scripts.pretrain.billboards import make_billboard
+from scripts.pretrain.signs_world import HELD_OUT, Scene
 
 SEEN = 0.05  # a fall that counts: a tenth of what a reward map can lose from its neutral
 METRICS = ("auroc", "seen", "inside", "score_fall")
@@ -27,24 +29,20 @@ class Damaged:
     regions: Tensor
 
 
-def signs(scene: Scene) -> list[tuple[np.ndarray, str, tuple[int, int, int, int]]]:
-    """Mask, word and text box of every sign."""
-    return [(sign.mask, sign.word, sign.text_box) for sign in scene.signs]
-
-
 def paint_letter(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """One letter of one sign becomes board."""
-    mask, word, (left, top, right, bottom) = signs(scene)[rng.integers(len(signs(scene)))]
-    index = rng.integers(len(word))
-    edges = np.linspace(left, right, len(word) + 1).round().astype(int)
-    region = np.zeros_like(mask)
+    sign = scene.signs[rng.integers(len(scene.signs))]
+    left, top, right, bottom = sign.text_box
+    index = rng.integers(len(sign.word))
+    edges = np.linspace(left, right, len(sign.word) + 1).round().astype(int)
+    region = np.zeros_like(sign.mask)
     region[top:bottom, edges[index] : edges[index + 1]] = True
-    return region, commonest_colour(scene.image[mask])
+    return region, commonest_colour(scene.image[sign.mask])
 
 
 def paint_sign(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """One sign becomes background."""
-    return signs(scene)[rng.integers(len(signs(scene)))][0], background_colour(scene)
+    return scene.signs[rng.integers(len(scene.signs))].mask, background_colour(scene)
 
 
 def paint_object(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +60,7 @@ DAMAGES: dict[str, Callable[[Scene, np.random.Generator], tuple[np.ndarray, np.n
 
 def damaged_scenes(kind: str, num_scenes: int) -> Damaged:
     """Held-out scenes with one damage each, the same for every scorer."""
-    scenes = [make_scene(seed, "test") for seed in range(HELD_OUT, HELD_OUT + num_scenes)]
+    scenes = [make_billboard(seed, "test") for seed in range(HELD_OUT, HELD_OUT + num_scenes)]
     images, regions = [], []
     for index, scene in enumerate(scenes):
         region, colour = DAMAGES[kind](scene, np.random.default_rng([index, 2]))

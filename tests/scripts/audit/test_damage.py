@@ -5,8 +5,9 @@ import torch
 from evaluate_maps import auroc
 
 from flow_grpo.score import Score
-from scripts.audit.damage import DAMAGES, audit, damaged_scenes, signs
-from scripts.pretrain.signs_world import HELD_OUT, make_scene
+from scripts.audit.damage import DAMAGES, audit, damaged_scenes
+from scripts.pretrain.billboards import make_billboard
+from scripts.pretrain.signs_world import HELD_OUT
 
 
 def scorer_of(map_of):
@@ -31,8 +32,8 @@ def test_a_damage_changes_its_region_and_nothing_else(kind):
 def test_a_letter_is_one_of_a_word_and_a_sign_is_all_of_it():
     letters, boards_gone = damaged_scenes("letter", 6), damaged_scenes("sign", 6)
     for index in range(6):
-        scene = make_scene(HELD_OUT + index, "test")
-        boards = [torch.from_numpy(mask) for mask, _, _ in signs(scene)]
+        scene = make_billboard(HELD_OUT + index, "test")
+        boards = [torch.from_numpy(sign.mask) for sign in scene.signs]
         assert sum(bool((letters.regions[index] & board).any()) for board in boards) == 1
         assert any(torch.equal(boards_gone.regions[index], board) for board in boards)
         assert letters.prompts[index] == boards_gone.prompts[index] == scene.caption
