@@ -25,7 +25,7 @@ from flow_grpo.reward_map import pool_to_tokens  # noqa: E402
 from flow_grpo.scorers import make_scorer  # noqa: E402
 from flow_grpo.training.advantages import group_advantages, token_advantages  # noqa: E402
 
-PROMPT = 'a red circle and a blue sign "HUT"'
+PROMPT = 'a red circle and a blue sign that says "HUT"'
 WORDS = ("HUT", "HUX", "KAX")
 TOKEN_GRID = (16, 16)
 THEMES = {"light": ("#1b1b1b", "#5c5c5c"), "dark": ("#ededed", "#a8a8a8")}  # of text, of what is less important
