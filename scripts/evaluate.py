@@ -1,4 +1,4 @@
-"""Score a model, with or without a trained LoRA, on the held-out prompts of a configuration.
+"""Score a model, with or without a trained LoRA, on the held-out prompts of a configuration, as its evaluations do.
 
 python scripts/evaluate.py tiny_ocr_map                                    # the base model, by the ODE
 python scripts/evaluate.py tiny_ocr_map --lora runs/demo/checkpoint-000010/lora_ema
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # config/ is not installed: 
 
 from config.command_line import parse  # noqa: E402
 from flow_grpo.rewards import make_scorers  # noqa: E402
+from flow_grpo.training.build import gold_scorers  # noqa: E402
 from flow_grpo.training.data import load_metadata, load_prompts  # noqa: E402
 from flow_grpo.training.distributed import Distributed  # noqa: E402
 from flow_grpo.training.evaluation import Evaluation, evaluate  # noqa: E402
@@ -80,11 +81,16 @@ def check(args: argparse.Namespace, config: ml_collections.ConfigDict) -> None:
 def score(args: argparse.Namespace, config: ml_collections.ConfigDict) -> Evaluation:
     """Sample the held-out prompts and score them."""
     distributed = Distributed()
-    num_prompts = config.num_eval_prompts if args.num_prompts is None else args.num_prompts
-    dataset, sample = args.dataset or config.dataset, config.sample
-    prompts, metadata = load_prompts(dataset, "test"), load_metadata(dataset, "test")
+    if args.num_prompts is not None:
+        config.num_eval_prompts = args.num_prompts
+    config.dataset = args.dataset or config.dataset
+    num_prompts, sample = config.num_eval_prompts, config.sample
+    prompts, metadata = load_prompts(config.dataset, "test"), load_metadata(config.dataset, "test")
     if num_prompts > len(prompts) and distributed.is_main:
-        print(f"{dataset} has {len(prompts)} test prompts, fewer than the {num_prompts} asked for", file=sys.stderr)
+        print(
+            f"{config.dataset} has {len(prompts)} test prompts, fewer than the {num_prompts} asked for", file=sys.stderr
+        )
+    gold = gold_scorers(config, distributed.device)
     policy = load_policy(
         config.policy,
         config.model,
@@ -108,6 +114,7 @@ def score(args: argparse.Namespace, config: ml_collections.ConfigDict) -> Evalua
         args.seed,
         distributed,
         num_samples=32,
+        gold=gold,
     )
 
 

@@ -89,7 +89,7 @@ def _build(
     resume_path, origin = start.found_checkpoint(config, identities, distributed)
     # The scorers come before the weights: a missing engine should not cost a download.
     scorers = make_scorers(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict())
-    gold = _gold(config, distributed.device)
+    gold = gold_scorers(config, distributed.device)
     check_data(scorers, config.dataset, config.num_eval_prompts)
     for warning in scorers.training_warnings if distributed.is_main else ():
         logger.warning(warning)
@@ -123,7 +123,7 @@ def _build(
     )
 
 
-def _gold(config: ml_collections.ConfigDict, device: torch.device) -> WeightedScorers | None:
+def gold_scorers(config: ml_collections.ConfigDict, device: torch.device) -> WeightedScorers | None:
     """The scorers that evaluations run beside the trained ones; None without such scorers, or without evaluations."""
     options = config.eval_rewards.to_dict()
     if not options or not config.eval_every:

@@ -19,7 +19,7 @@ from config.grpo import tiny_ocr_map
 from flow_grpo.training.data import load_prompts
 from flow_grpo.training.policies.load import load_policy
 from flow_grpo.training.rollout import SDE, rollout
-from flow_grpo.training.seeds import sample_seed
+from flow_grpo.training.seeds import Domain, sample_seed
 from scripts.pretrain.signs_judge import judge
 
 NUM_PROMPTS, BATCH_SIZE, SEED = 64, 32, 1234
@@ -58,7 +58,7 @@ def draw(lora: Path | None, prompts: list[str]) -> np.ndarray:
     batches = []
     for start in range(0, len(prompts), BATCH_SIZE):
         batch = prompts[start : start + BATCH_SIZE]
-        seeds = [sample_seed(SEED, start + i) for i in range(len(batch))]
+        seeds = [sample_seed(Domain.EVALUATION, SEED, start + i) for i in range(len(batch))]
         sde = SDE(config.sample.eval_num_steps, noise_level=0.0)
         batches.append(rollout(policy, batch, seeds, sde, num_kept=0).images)
     return (torch.cat(batches).float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

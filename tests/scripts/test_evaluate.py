@@ -31,4 +31,12 @@ def test_it_says_when_there_are_fewer_prompts_and_takes_any_field(tmp_path, caps
     main(["tiny_ocr_map", "--num-prompts", "5", "--batch-size", "1", *fields])
     shown = capsys.readouterr()
     assert "has 1 test prompts, fewer than the 5 asked for" in shown.err
-    assert "eval/reward" in json.loads(shown.out)
+    metrics = json.loads(shown.out)
+    assert "eval/reward" in metrics and 0 <= metrics["eval/gold/scripts.pretrain.judge_scorer:JudgeScorer/letters"] <= 1
+
+
+def test_prompts_that_a_gold_scorer_cannot_judge_are_named_by_their_line(tmp_path):
+    (tmp_path / "test.txt").write_text('a red circle and a blue sign "HUT"\na cat on a "MAT"\n')
+    fields = ["--config.rewards={'jpeg_compressibility': 1.0}", "--config.reward_options={}"]
+    with pytest.raises(ValueError, match="test.txt:2.*eval_rewards"):
+        main(["tiny_ocr_map", "--num-prompts", "2", "--dataset", str(tmp_path), *fields])
