@@ -6,7 +6,6 @@
                  of scenes whose objects stand anywhere, which teaches it shapes and letters, then of signs in slots
     weathering   it goes on where some signs are worn or show a wrong letter, and the captions do not say so: what it draws
                  is now partly right, as web data teaches large models, and reinforcement learning has room
-    storm        the same where twice as many signs are worn
 
 They depart from SD3's recipe where a CPU asks for it: the text encoders learn from captions alone, and the flow's loss
 counts the words' latents more than the rest, since the letters are what takes long.
@@ -29,8 +28,8 @@ from scripts.pretrain.signs_world import COLORS, SHAPES, SIZE, WORD_LENGTH, Scen
 from scripts.pretrain.stage import Stage, fit
 from scripts.pretrain.tiny_sd3 import T5_LENGTH, TEXT_WIDTH, make_pipeline
 
-# The last stages: of the scenes one in so many, the share of worn signs, and that of wrong ones among the others.
-WEATHER = {"weathering": (4, 0.2, 0.1), "storm": (2, 0.4, 0.1)}
+# The last stage: the share of worn signs, and that of wrong ones among the others.
+WORN_SHARE, WRONG_SHARE = 0.35, 0.2
 WORD_WEIGHT = 3.0  # how much more the flow's loss counts the latents under the words
 
 
@@ -235,7 +234,7 @@ def transformer_stage(
         error = (velocity.float() - (noise - clean).to(device)).square()
         return (error * scenes.word_weight[batch].to(device)).mean()
 
-    decay = 0.2 if name in WEATHER else 0.0
+    decay = 0.2 if name == "weathering" else 0.0
     return Stage(name, nn.ModuleDict({"transformer": pipeline.transformer}), loss, num_steps, 1e-3, decay)
 
 
@@ -279,11 +278,9 @@ def pretrain_sd3(args: argparse.Namespace) -> None:
     learn("transformer", scenes, args.anywhere_steps)
     # The same stage on other images: it goes on from its own checkpoint, step and optimizer included.
     learn("transformer", render_scenes(args.num_scenes, args.seed), args.transformer_steps)
-    for name, num_steps in (("weathering", args.weathering_steps), ("storm", args.storm_steps)):
-        one_in, worn_share, wrong_share = WEATHER[name]
-        # the first scenes, so that each keeps its caption's embeddings
-        num_scenes = -(-args.num_scenes // one_in)
-        learn(name, render_scenes(num_scenes, args.seed, worn_share=worn_share, wrong_share=wrong_share), num_steps)
+    # The first half of the scenes: each keeps its caption's embeddings.
+    weathered = render_scenes(-(-args.num_scenes // 2), args.seed, worn_share=WORN_SHARE, wrong_share=WRONG_SHARE)
+    learn("weathering", weathered, args.weathering_steps)
 
     sample_sheet(pipeline, args.work_dir / "samples.png")
     pipeline.to("cpu")

@@ -238,13 +238,12 @@ def test_the_whole_command_writes_a_pipeline_that_loads(tmp_path):
         anywhere_steps=1,
         transformer_steps=2,
         weathering_steps=1,
-        storm_steps=1,
         compile=False,
     )
     pretrain_sd3(args)
     assert torch.load(args.work_dir / "transformer.pt", weights_only=True)["step"] == 2, "one anywhere, one on slots"
     assert {path.name for path in args.work_dir.iterdir()} == {
-        *("text.pt", "autoencoder.pt", "transformer.pt", "weathering.pt", "storm.pt"),
+        *("text.pt", "autoencoder.pt", "transformer.pt", "weathering.pt"),
         "samples.png",
     }
     loaded = StableDiffusion3Pipeline.from_pretrained(args.out)
