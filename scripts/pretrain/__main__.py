@@ -1,6 +1,6 @@
 """Make a tiny model of the signs world from nothing.
 
-    python -m scripts.pretrain sd3     # models/tiny-sd3, a complete StableDiffusion3Pipeline: 100 minutes on one core
+    python -m scripts.pretrain sd3     # models/tiny-sd3, a complete StableDiffusion3Pipeline: 90 minutes on one core
     python -m scripts.pretrain clip    # models/tiny-clip, a CLIPModel: 4 minutes on one core
 
 The same command, run again, goes on from the last checkpoints in --work-dir. tiny_sd3_training.py and
@@ -31,7 +31,7 @@ def main() -> None:
     sd3.add_argument("--text-steps", type=int, default=1000)
     sd3.add_argument("--autoencoder-steps", type=int, default=1500)
     sd3.add_argument("--anywhere-steps", type=int, default=1750, help="the transformer's first, signs anywhere")
-    sd3.add_argument("--transformer-steps", type=int, default=4000, help="of the transformer in all, the rest on slots")
+    sd3.add_argument("--transformer-steps", type=int, default=3250, help="of the transformer in all, the rest on slots")
     sd3.add_argument("--weathering-steps", type=int, default=700)
     sd3.add_argument("--compile", action="store_true", help="torch.compile the transformer: 1.5x on a CPU, needs g++")
 
