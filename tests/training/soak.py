@@ -4,8 +4,8 @@ python tests/training/soak.py FOLDER [NUM_SIGNALS] [SEED]
 
 Half of the signals go to runs of one process, half to runs of two. Each comes at a random moment of an evaluation, a rollout
 or an update. After each one the newest checkpoint must hold every epoch that was finished, but for those since the last save
-where the signal was a kill. At the end the weights, the optimizer's state, and every number in metrics.jsonl but the times, must be
-those of a run that nothing disturbed, bit for bit. 20 signals take about 20 minutes on two cores.
+where the signal was a kill. At the end the weights, the optimizer's state, and every number in metrics.jsonl but the times,
+must be those of a run that nothing disturbed, bit for bit. 20 signals take about 20 minutes on two cores.
 """
 
 import os
