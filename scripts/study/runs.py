@@ -16,6 +16,7 @@ ARMS = {
     "group": {"advantage.evidence": "group"},
     "residual": {"advantage.mode": "residual"},
     "rolled": {"advantage.control": "rolled"},
+    "residual_rolled": {"advantage.mode": "residual", "advantage.control": "rolled"},
     "shuffled": {"advantage.control": "shuffled"},
     "inverted": {"advantage.control": "inverted"},
     "constant": {"advantage.control": "constant"},
