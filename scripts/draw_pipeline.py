@@ -1,6 +1,6 @@
 """Draw the picture of the pipeline that the README shows: prompt -> images -> maps -> token advantages -> update.
 
-    python scripts/draw_pipeline.py            # docs/images/pipeline-light.png and pipeline-dark.png
+    python scripts/draw_pipeline.py            # docs/images/pipeline-light.png, pipeline-dark.png, and narrow ones for phones
 
 The picture shows real values: a real OCR engine reads three drawn signs, and the trainer computes the advantages.
 """
@@ -54,6 +54,7 @@ def stages() -> tuple[list[np.ndarray], list[np.ndarray], torch.Tensor, torch.Te
 
 
 def draw(path: Path, theme: str) -> None:
+    """The whole pipeline from left to right."""
     ink, soft = THEMES[theme]
     signs, overlays, rewards, spread = stages()
     figure = plt.figure(figsize=(12, 4.6))
@@ -89,6 +90,31 @@ def draw(path: Path, theme: str) -> None:
     plt.close(figure)
 
 
+def draw_narrow(path: Path, theme: str) -> None:
+    """Images, maps and token advantages alone, in large letters."""
+    ink, soft = THEMES[theme]
+    signs, overlays, rewards, spread = stages()
+    figure = plt.figure(figsize=(5, 6))
+    figure.text(0.01, 0.97, PROMPT, color=ink, fontsize=12, va="top")
+    limit = spread.abs().max().item()
+    heads = ("images", "reward maps", "advantages")
+    notes = ("of one prompt", "blue bad, red good", "blue blame, red praise")
+    for column, (head, note) in enumerate(zip(heads, notes)):
+        left = 0.01 + 0.335 * column
+        figure.text(left, 0.905, head, color=ink, fontsize=12, weight="bold", va="center")
+        figure.text(left, 0.872, note, color=soft, fontsize=9.5, va="center")
+        for row in range(len(signs)):
+            bottom = 0.61 - 0.285 * row
+            axes = figure.add_axes((left, bottom, 0.29, 0.24))
+            picture = (signs, overlays, spread)[column][row]
+            axes.imshow(picture, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+            axes.set_axis_off()
+            label = ("", f"reward {rewards[row].item():.2f}", f"mean {spread[row].mean().item():+.2f}")[column]
+            figure.text(left, bottom - 0.022, label, color=ink, fontsize=11, va="center")
+    figure.savefig(path, dpi=150, transparent=True)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/images"), metavar="FOLDER")
@@ -96,9 +122,10 @@ def main() -> None:
     if not args.out.is_dir():
         parser.error(f"--out {args.out} is not a folder; make it first")
     for theme in THEMES:
-        path = args.out / f"pipeline-{theme}.png"
-        draw(path, theme)
-        print(f"wrote {path}")
+        for name, drawn in (("pipeline", draw), ("pipeline-narrow", draw_narrow)):
+            path = args.out / f"{name}-{theme}.png"
+            drawn(path, theme)
+            print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def in_browser(page, width):
 
 
 @in_a_browser
-@pytest.mark.parametrize("width", [1280, 500])
+@pytest.mark.parametrize("width", [1280, 390])
 def test_slider_maps_and_curves_work_in_a_browser(run, width):
     write_report(run / "report.html", [read_run(run)])
     seen = in_browser(run / "report.html", width)
