@@ -3,6 +3,7 @@
 python train_sd3.py --config config/grpo.py:tiny_ocr_map
 accelerate launch --num_processes 8 train_sd3.py --config config/grpo.py:ocr_map_sd3 --config.num_gpus=8 \\
     --config.resume_from=latest
+python train_sd3.py --config.resume_from=runs/tiny_ocr_map      # goes on with the fields that the run had
 """
 
 import sys
@@ -21,10 +22,10 @@ ROOT = Path(__file__).parent
 
 @record  # so that the launcher's last words hold the error
 def main(arguments: list[str]) -> None:
+    keep_printing()
     if {"--help", "-h"} & set(arguments):
         print(help_text())
         return
-    keep_printing()
     config, geometry = resolve(parse(arguments), Distributed.launched_processes())
     # The trainer brings diffusers and the rest; what is wrong with a configuration is said before.
     from flow_grpo.training.quiet import silence_known_noise

@@ -51,7 +51,12 @@ def page() -> str:
 
 def help_text() -> str:
     """The runs and the fields, for a terminal."""
-    lines = ["python train_sd3.py --config config/grpo.py:RUN [--config.FIELD=VALUE ...]", "", "Runs:"]
+    lines = [
+        "python train_sd3.py --config config/grpo.py:RUN [--config.FIELD=VALUE ...]",
+        "python train_sd3.py --config.resume_from=RUN_FOLDER      goes on with the fields that the run had",
+        "",
+        "Runs:",
+    ]
     lines += [f"  {name:<24}{run.__doc__.splitlines()[0]}" for name, run in RUNS.items()]
     for section, prefix in TABLES:
         lines += ["", f"{section.__doc__}:"]
