@@ -28,6 +28,7 @@ class Panel(NamedTuple):
     """One map of an image: the scorer that made it, the image's reward, and the map (H, W) in [0, 1] with its kind.
 
     valid: False if the scorer says that its map must not be used.
+    read: what the scorer read in the image; None where it does not read.
     """
 
     scorer: str
@@ -35,10 +36,18 @@ class Panel(NamedTuple):
     reward_map: np.ndarray
     map_kind: MapKind
     valid: bool = True
+    read: str | None = None
 
     @property
     def caption(self) -> str:
-        return f"score {self.reward:.3f}" + ("" if self.valid else ", map not valid")
+        caption = f"score {self.reward:.3f}" + ("" if self.valid else ", map not valid")
+        return (
+            caption
+            if self.read is None
+            else f"{caption}, read {self.read!r}"
+            if self.read
+            else f"{caption}, nothing read"
+        )
 
 
 def color_map(reward_map: np.ndarray, map_kind: MapKind = "reward") -> np.ndarray:
@@ -136,6 +145,15 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
     return lines
 
 
+def shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The text, cut with three dots where it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
+
+
 def _resized(tile: np.ndarray, size: tuple[int, int]) -> Image.Image:
     # enlarged pixels stay squares: what is shown is what was scored
     resample = Image.Resampling.NEAREST if tile.shape[0] < size[1] else Image.Resampling.LANCZOS
@@ -151,4 +169,5 @@ def _draw_legend(canvas: Image.Image, place: tuple[int, int], width: int, panel:
     low, middle, high = MEANINGS[panel.map_kind]
     for text, at, anchor in ((low, x, "la"), (middle, x + width / 2, "ma"), (high, x + width, "ra")):
         draw.text((at, y + 13), text, fill=(90, 90, 90), font=font, anchor=anchor)
-    draw.text((x, y + 32), panel.caption, fill="black", font=font)
+    caption, font = drawable(panel.caption, size=13)
+    draw.text((x, y + 32), shortened(caption, font, width), fill="black", font=font)

@@ -16,7 +16,7 @@ from .text_maps.box_map import blend_boxes, text_area
 from .text_maps.engine import OcrEngine
 from .text_maps.readable import PromptReader
 from .text_maps.reader import make_reader
-from .text_maps.targets import Normalisation
+from .text_maps.targets import Normalisation, joined
 
 
 class OcrMapScorer:
@@ -46,6 +46,7 @@ class OcrMapScorer:
         character_strips). This needs an engine that gives characters, such as "rapidocr". The image's reward is unchanged.
 
     details: reward, similarity, confidence, exact, missing (see LineMatch), text_area (share of the image), num_lines.
+    read: the lines of each image.
     An image that could not be read is not valid; its reward and details are the mean of the valid images'.
     """
 
@@ -121,6 +122,7 @@ class OcrMapScorer:
             neutral=self._reward_bg,
             valid=valid.to(device),
             details=details,
+            read=tuple(joined(each.texts) for each in judged),
         )
 
     def _map(self, judged: Judgement, size: tuple[int, int]) -> Tensor:

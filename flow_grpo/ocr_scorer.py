@@ -12,7 +12,7 @@ from .score import Score, check_images, mean_where_invalid
 from .text_maps.engine import OcrEngine, TextLine
 from .text_maps.readable import PromptReader
 from .text_maps.reader import make_reader
-from .text_maps.targets import Normalisation, edit_distance, normalise
+from .text_maps.targets import Normalisation, edit_distance, joined, normalise
 
 
 def text_accuracy(text: str, target: str) -> float:
@@ -35,7 +35,7 @@ class OcrScorer:
     engine_options: options of an engine that is given by its name.
     num_workers: number of processes that read, each with its own engine; 0 reads in this process.
     normalisation: what a comparison leaves out, "flow_grpo" or "unicode" (see text_maps.targets.normalise).
-    details: "exact", the share of targets that are the image's whole text.
+    details: "exact", the share of targets that are the image's whole text. read: the lines of each image.
 
     We differ from Flow-GRPO in two points. Several targets give the mean of their accuracies; Flow-GRPO reads the first
     one, and its prompts have only one. An image that could not be read is not valid, and its reward is the mean of the
@@ -90,4 +90,5 @@ class OcrScorer:
             mean_where_invalid(values, valid).to(device)
             for values in torch.tensor([accuracy, exact], dtype=torch.float32)
         )
-        return Score(reward=reward, valid=valid.to(device), details={"exact": exact})
+        texts = tuple(joined(line.text for line in lines or []) for lines in read)
+        return Score(reward=reward, valid=valid.to(device), details={"exact": exact}, read=texts)

@@ -31,6 +31,7 @@ class Score:
     valid: (B,) bool. Where it is False, the image could not be scored. It then gets no advantage, its reward and details
         are placeholders (such as the mean of the others), and its map_valid must be False. Left out: True for every image.
     neutral: in [0, 1], what a reward map holds where it has nothing to say.
+    read: B texts, what the scorer read in each image, for people to look at; None where the scorer does not read.
 
     Raises ValueError where a shape, a range or the pairing of map and kind is wrong.
     """
@@ -42,6 +43,7 @@ class Score:
     details: Mapping[str, Tensor] = field(default_factory=dict)
     valid: Tensor | None = None
     neutral: float = 0.5
+    read: tuple[str, ...] | None = None
 
     def __post_init__(self):
         if self.reward.ndim != 1 or not self.reward.is_floating_point():
@@ -51,6 +53,8 @@ class Score:
         for name, values in self.details.items():
             if values.shape != self.reward.shape:
                 raise ValueError(f"details[{name!r}] must be {tuple(self.reward.shape)}, got {_describe(values)}")
+        if self.read is not None and len(self.read) != len(self.reward):
+            raise ValueError(f"read must be one text per image, got {len(self.read)} for {len(self.reward)} images")
         if not 0 <= self.neutral <= 1:
             raise ValueError(f"neutral must lie in [0, 1], got {self.neutral}; 0.5 is half-way between bad and good")
         if self.valid is None:

@@ -113,7 +113,8 @@ def make_panels(image: np.ndarray, prompt: str, scorers: Mapping[str, Scorer]) -
         if score.reward_map is None:
             raise ValueError(f"scorer {name!r} has no map to draw, only a score: {score.reward.item():.3f}")
         reward_map = score.reward_map[0].float().cpu().numpy()
-        panels.append(Panel(name, score.reward.item(), reward_map, score.map_kind, score.map_valid.item()))
+        read = score.read and score.read[0]
+        panels.append(Panel(name, score.reward.item(), reward_map, score.map_kind, score.map_valid.item(), read))
     return panels
 
 

@@ -120,6 +120,8 @@ def test_figure_keeps_proportions_and_grows_by_a_column_a_map():
 def test_caption_says_the_score_and_whether_the_map_counts():
     assert panel(0.5).caption == "score 0.250"
     assert panel(0.5, valid=False).caption == "score 0.250, map not valid"
+    assert panel(0.5, read="HAT / 2").caption == "score 0.250, read 'HAT / 2'"
+    assert panel(0.5, read="").caption == "score 0.250, nothing read"
 
 
 def test_long_prompts_break_between_words_and_a_longer_word_within_itself():

@@ -35,6 +35,7 @@ def test_right_text_is_praised_and_wrong_text_blamed_where_it_stands(rapidocr_en
     assert score.reward[0] > 0.9 and score.reward[1] < 0.1 and 0.5 < score.reward[2] < 0.7
     assert score.details["exact"].tolist() == [1, 0, 0]
     assert score.details["num_lines"].tolist() == [1, 1, 1]
+    assert score.read[0] == "HUT"
     assert ((0.1 < score.details["text_area"]) & (score.details["text_area"] < 0.6)).all()
     middle = score.reward_map[:, 16, 32]
     torch.testing.assert_close(middle, score.reward, rtol=0, atol=1e-2)  # the box's own middle is a pixel or two away

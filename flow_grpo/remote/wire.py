@@ -77,6 +77,8 @@ def encode_score(score: Score) -> bytes:
     if score.reward_map is not None:
         numbers["reward_map"] = score.reward_map
         texts = {"map_kind": score.map_kind, "neutral": _json(score.neutral)}
+    if score.read is not None:
+        texts["read"] = _json(score.read)
     arrays = {name: values.detach().float().cpu().numpy() for name, values in numbers.items()}
     flags = {"valid": score.valid, "map_valid": score.map_valid}
     arrays |= {name: values.detach().cpu().numpy() for name, values in flags.items()}
@@ -88,7 +90,7 @@ def decode_score(message: bytes, batch_size: int) -> Score:
     arrays, texts = unpack(message)
     details = {name for name in arrays if name.startswith("details/")}
     _expect("arrays", arrays, {"reward", "valid", "map_valid"}, {"reward_map"} | details)
-    _expect("__metadata__", texts, set(), {"map_kind", "neutral"})
+    _expect("__metadata__", texts, set(), {"map_kind", "neutral", "read"})
     if arrays["reward"].shape[:1] != (batch_size,):
         raise ValueError(f"reward must be ({batch_size},), got {arrays['reward'].shape}")
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -102,6 +104,7 @@ def decode_score(message: bytes, batch_size: int) -> Score:
         details={name.removeprefix("details/"): tensors[name] for name in arrays if name in details},
         valid=tensors["valid"],
         neutral=float(texts.get("neutral", 0.5)),
+        read=tuple(_list_of(str, "read", texts["read"], batch_size)) if "read" in texts else None,
     )
 
 

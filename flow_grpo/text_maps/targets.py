@@ -1,7 +1,7 @@
 """Which text a prompt asks for, and how similar a recognised text is to it."""
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from .quotes import quoted_targets as quoted_targets  # callers import it from this file
@@ -63,6 +63,12 @@ def prompt_targets(
 def shortened(text: str) -> str:
     """A text in the short form that messages quote."""
     return repr(text if len(text) <= 200 else f"{text[:200]}...")
+
+
+def joined(lines: Iterable[str]) -> str:
+    """An image's lines as one text for people to look at, such as "SPRING / SALE", cut after 200 characters."""
+    text = " / ".join(lines)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def batch_targets(

@@ -1,7 +1,7 @@
 """Samples to look at: a few of the images that were scored, with their maps laid over them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from PIL import Image
 from flow_grpo import map_overlay
 from flow_grpo.rewards import weighted_sum
 from flow_grpo.score import Score
-from flow_grpo.text_maps.targets import quoted_targets
+from flow_grpo.text_maps.targets import normalise, quoted_targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +21,7 @@ class Sample:
     reward: the weighted sum of the rewards. rewards: {scorer: reward}. None where the image could not be scored.
     overlays: {scorer: its map laid over the image, (H, W, 3) uint8}, for scorers with maps; None where a map is not valid.
     advantage: the advantage of a rollout's image among its siblings; None in an evaluation.
+    read: {scorer: what it read in the image}, for scorers that read.
     control: the change that was made to the maps before they spread the advantage. The overlays show the unchanged maps.
     """
 
@@ -30,12 +31,14 @@ class Sample:
     rewards: dict[str, float | None]
     overlays: dict[str, np.ndarray | None]
     advantage: float | None = None
+    read: Mapping[str, str] = field(default_factory=dict)
     control: str = "none"
 
     def row(self) -> dict[str, Any]:
         """One row of a table, {column: text, number or picture}. All samples of one kind have the same columns."""
         maps = {f"map/{name}": picture for name, picture in self.overlays.items()}
-        row = {"prompt": self.prompt, "image": self.image, **maps, "reward": self.reward}
+        read = {f"read/{name}": text for name, text in self.read.items()}
+        row = {"prompt": self.prompt, "image": self.image, **read, **maps, "reward": self.reward}
         if len(self.rewards) > 1:  # a single scorer's reward is "reward", apart from its weight
             row |= self.rewards
         if self.advantage is not None:
@@ -43,8 +46,11 @@ class Sample:
         return row if self.control == "none" else row | {"control": self.control}
 
     def label(self) -> str:
-        """The first quoted target, the reward and the advantage, short enough for a tile of a sheet."""
-        words = [target[:10] for target in quoted_targets(self.prompt)[:1]]
+        """The first quoted target, what was read instead, the reward and the advantage, short enough for a tile of a sheet."""
+        targets, read = quoted_targets(self.prompt)[:1], list(self.read.values())[:1]
+        words = [target[:10] for target in targets]
+        if targets and read and normalise(read[0].replace(" / ", "")) != normalise(targets[0]):
+            words = [f"{targets[0][:7]}>{read[0][:7] or '-'}"]
         words.append("unscored" if self.reward is None else f"{self.reward:.2f}")
         if self.reward is not None and self.advantage is not None:
             words.append(f"{self.advantage:+.1f}")
@@ -62,6 +68,7 @@ def make_samples(
             image=image,
             reward=total[i].item() if valid[i] else None,
             rewards={name: score.reward[i].item() if valid[i] else None for name, score in scores.items()},
+            read={name: score.read[i] for name, score in scores.items() if score.read is not None},
             overlays={name: _overlay(i, image, score) for name, score in scores.items() if score.map_kind is not None},
         )
         for i, image in enumerate(images)

@@ -183,6 +183,12 @@ def test_texts_are_bounded(length):
                 attempt()
 
 
+def test_what_was_read_travels():
+    sent = Score(torch.ones(2), read=("HUT / 新鲜", ""))
+    assert decode_score(encode_score(sent), 2).read == sent.read
+    assert decode_score(encode_score(Score(torch.ones(2))), 2).read is None
+
+
 def test_neutral_travels_and_is_half_where_a_server_says_nothing():
     sent = Score(torch.zeros(2), torch.zeros(2, 3, 4), "reward", neutral=0.2)
     message = encode_score(sent)

@@ -42,6 +42,14 @@ def sample(prompt='a sign that says "HUT"', reward=0.5, overlays=None, **changes
 # Making
 
 
+def test_a_sample_shows_what_was_read_beside_what_was_asked_for():
+    images, prompts = some_images(3), ['a sign that says "HUT"'] * 3
+    score = Score(torch.ones(3), read=("H UT", "HAT / 2", ""))
+    kept = make_samples(to_uint8(images), prompts, {"ocr": score}, {"ocr": 1.0})
+    assert [each.row()["read/ocr"] for each in kept] == ["H UT", "HAT / 2", ""]
+    assert [each.label() for each in kept] == ["HUT 1.00", "HUT>HAT / 2 1.00", "HUT>- 1.00"]
+
+
 def test_a_sample_has_its_rewards_and_its_map_over_the_image():
     images = some_images(1)
     (kept,) = samples_of(images.requires_grad_(), ["a"])

@@ -24,6 +24,7 @@ class StoredSample:
     """One sample as it lies on disk: its numbers and texts, and the paths of its pictures.
 
     image: path of the picture. overlays: {scorer: path of its map over the image, or None where the map was not valid}.
+    read: {scorer: what it read in the image}.
     """
 
     prompt: str
@@ -32,6 +33,7 @@ class StoredSample:
     rewards: dict[str, float | None] = field(default_factory=dict)
     advantage: float | None = None
     overlays: dict[str, Path | None] = field(default_factory=dict)
+    read: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def _save_sample(run_dir: Path, folder: Path, index: int, sample: Sample) -> dic
         "reward": sample.reward,
         "rewards": sample.rewards,
         "advantage": sample.advantage,
+        "read": dict(sample.read),
         "overlays": {scorer: save(map_, f"-{i}") for i, (scorer, map_) in enumerate(sample.overlays.items())},
     }
 

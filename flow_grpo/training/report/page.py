@@ -175,6 +175,7 @@ def _tile(sample: StoredSample, pictures: "_Pictures") -> dict[str, Any]:
         "prompt": sample.prompt,
         "reward": sample.reward,
         "advantage": sample.advantage,
+        "read": next(iter(sample.read.values()), None),
         "image": pictures.add(sample.image),
         "overlays": {scorer: pictures.add(path) for scorer, path in sample.overlays.items()},
     }

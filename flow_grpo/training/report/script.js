@@ -99,8 +99,9 @@ function gallery(given) {
       const index = sample.overlays[choice.value] ?? sample.image;
       const score = sample.reward === null ? "unscored" : `reward ${sample.reward.toFixed(2)}`;
       const earned = sample.advantage === null ? "" : `, advantage ${sample.advantage >= 0 ? "+" : ""}${sample.advantage.toFixed(2)}`;
+      const read = sample.read === null ? "" : `, read: ${sample.read || "nothing"}`;
       return element("figure", {}, element("img", {src: data.pictures[index], alt: sample.prompt, loading: "lazy"}),
-        element("figcaption", {}, sample.prompt, element("small", {}, score + earned)));
+        element("figcaption", {}, sample.prompt, element("small", {}, score + earned + read)));
     }));
   };
   for (const control of [slider, choice]) control.addEventListener("input", redraw);
