@@ -149,8 +149,9 @@ def test_without_noise_a_rollout_draws_what_the_pipeline_draws(family, pipeline,
     drawn = rollout(policy, uneven, [5, 6], ODE, num_kept=3)
     start, end = drawn.latents[:, 0], drawn.next_latents[:, -1]
     expected = family.draw(pipeline, uneven, start, guidance_scale, width=width)
-    # fp32, three steps; the pipeline takes the halves of a guided batch in another order, or one by one
-    torch.testing.assert_close(end, expected, atol=2e-5, rtol=0)
+    # fp32, three steps; the pipeline takes the halves of a guided batch in another order, or one by one, and guidance
+    # multiplies their difference
+    torch.testing.assert_close(end, expected, atol=4e-5, rtol=0)
     other = family.draw(pipeline, uneven[::-1], start, guidance_scale, width=width)
     assert (other - expected).abs().max() > 1e-3, "prompts that do not matter would prove nothing"
     images = family.draw(pipeline, uneven, start, guidance_scale, output_type="pt", width=width)
