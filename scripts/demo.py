@@ -111,7 +111,7 @@ def main() -> None:
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     draw_curve(run_dir, run_dir / "curve.png")
     draw_samples(run_dir, run_dir / "samples.png")
-    lora = sorted(run_dir.glob("checkpoint-*"))[-1] / "lora_ema"
+    lora = sorted(run_dir.glob("checkpoint-[0-9]*"))[-1] / "lora_ema"
     print(f"\n{'held-out prompts':<18}{'before':>8}{'after':>8}")
     for name, label in (("reward", "OCR reward"), ("exact", "exact word")):
         print(f"{label:<18}{summary['before'][name]:>8.3f}{summary['after'][name]:>8.3f}")
