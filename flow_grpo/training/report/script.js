@@ -20,18 +20,23 @@ function drawn(tag, attributes, text = "") {
   return made;
 }
 
-// Round numbers between two ends, about five of them.
+// Round numbers between two ends, about five of them, each with its label.
 function ticks(low, high) {
   const raw = (high - low) / 4 || 1;
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map(f => f * power).find(s => s >= raw);
   const made = [];
-  for (let tick = Math.ceil(low / step) * step; tick <= high + step * 1e-9; tick += step) made.push(tick);
+  for (let i = Math.ceil(low / step); i * step <= high + step * 1e-9; i++) made.push([i * step, short(i * step, step)]);
   return made;
 }
 
-const short = value => value === 0 ? "0" : Math.abs(value) >= 1e4 || Math.abs(value) < 1e-3
-  ? value.toExponential(1) : String(Number(value.toPrecision(3)));
+// Three digits, or as many as tell a value from its neighbour a step away.
+function short(value, step = Infinity) {
+  if (value === 0) return "0";
+  const digits = Math.min(12, Math.max(3, Math.floor(Math.log10(Math.abs(value))) - Math.floor(Math.log10(step)) + 1));
+  return Math.abs(value) >= 1e4 || Math.abs(value) < 1e-3
+    ? value.toExponential(digits - 2) : String(Number(value.toPrecision(digits)));
+}
 
 function plot(chart) {
   const width = 480, height = 240, left = 52, right = 10, top = 8, bottom = 26;
@@ -48,12 +53,12 @@ function plot(chart) {
       const room = Math.abs(y0) * .1 || .5; y0 -= room; y1 += room; }
     const toX = x => left + (x - x0) / (x1 - x0) * (width - left - right);
     const toY = y => height - bottom - (y - y0) / (y1 - y0) * (height - top - bottom);
-    for (const y of ticks(y0, y1)) {
+    for (const [y, label] of ticks(y0, y1)) {
       svg.append(drawn("line", {x1: left, x2: width - right, y1: toY(y), y2: toY(y), stroke: "currentColor", opacity: .15}),
-        drawn("text", {x: left - 6, y: toY(y) + 4, "text-anchor": "end", "font-size": 11, fill: "currentColor"}, short(y)));
+        drawn("text", {x: left - 6, y: toY(y) + 4, "text-anchor": "end", "font-size": 11, fill: "currentColor"}, label));
     }
-    for (const x of ticks(x0, x1))
-      svg.append(drawn("text", {x: toX(x), y: height - 9, "text-anchor": "middle", "font-size": 11, fill: "currentColor"}, short(x)));
+    for (const [x, label] of ticks(x0, x1))
+      svg.append(drawn("text", {x: toX(x), y: height - 9, "text-anchor": "middle", "font-size": 11, fill: "currentColor"}, label));
     chart.lines.forEach((line, index) => {
       if (hidden.has(index)) return;
       const color = COLORS[index % COLORS.length];

@@ -20,7 +20,7 @@ def make_run(folder, num_epochs=4, seed=1, prompts=(HOSTILE, 'a "SECOND" prompt'
                 file.write(json.dumps({"epoch": epoch, **row}) + "\n")
             if epoch < num_epochs:
                 row = {"rollout/reward_mean": 0.4 + 0.1 * epoch + 0.01 * seed, "rollout/reward_std": 0.2}
-                row |= {"time/update_seconds": rng.random(), "rollout/signal/edge_density": 0.3}
+                row |= {"time/update_seconds": rng.random(), "rollout/signal/edge_density": 0.3 + 1e-5 * epoch}
                 row |= {"alarm/edge_density": float(epoch >= 2)}
                 file.write(json.dumps({"epoch": epoch, **row}) + "\n")
     for epoch in range(0, num_epochs + 1, 2):

@@ -25,6 +25,8 @@ slider.value = 0; slider.dispatchEvent(new Event("input")); seen.first = sources
 choice.value = "ocr_map"; choice.dispatchEvent(new Event("input")); seen.map = sources();
 document.querySelector(".legend button").click();
 seen.fewer = document.querySelectorAll("#charts polyline").length;
+seen.repeated = [...document.querySelectorAll("#charts svg")].map(svg => [...svg.querySelectorAll("text[text-anchor=end]")]
+  .map(text => text.textContent)).filter(labels => new Set(labels).size < labels.length);
 seen.wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
 seen.captions = [...document.querySelectorAll(".tiles figcaption")].map(caption => caption.firstChild.textContent);
 const made = document.createElement("pre"); made.id = "seen"; made.textContent = JSON.stringify(seen);
@@ -54,7 +56,7 @@ def test_slider_maps_and_curves_work_in_a_browser(run, width):
     assert seen["epochs"] == 3 and seen["charts"] >= 4
     assert seen["fewer"] == seen["lines"] - 1
     assert len(seen["last"]) == 2 and seen["first"] != seen["last"] and seen["map"] != seen["first"]
-    assert not seen["wide"]
+    assert not seen["wide"] and seen["repeated"] == []
 
 
 @in_a_browser
