@@ -66,6 +66,7 @@ DEV = [
     "hypothesis>=6.100",
     "torchcam>=0.5",  # what our CLIP maps are held against
     "captum>=0.8",
+    "noto-cjk-sans-otc",  # a font for Chinese, OFL 1.1
     "ruff>=0.8",
     "matplotlib>=3.8",
 ]

@@ -13,6 +13,7 @@ import random
 import re
 import statistics
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from flow_grpo.text_maps.targets import normalise, quoted_targets
@@ -86,11 +87,10 @@ def _repeats(text: str, num_letters: int) -> bool:
     return len(set(words)) < len(words)
 
 
-def split_of(target: str) -> str:
-    """The split that a target belongs to, however it is spelled."""
-    total = sum(NUM_PROMPTS.values())
+def split_of(target: str, sizes: Mapping[str, int] = NUM_PROMPTS) -> str:
+    """The split that a target belongs to, however it is spelled. sizes: the prompts of each split, which set the shares."""
     number = int.from_bytes(hashlib.sha256(normalise(target).encode()).digest()[:8], "big")
-    return "test" if number % total < NUM_PROMPTS["test"] else "train"
+    return "test" if number % sum(sizes.values()) < sizes["test"] else "train"
 
 
 def make_prompts(grammar: Grammar, seed: int) -> dict[str, list[str]]:

@@ -1,4 +1,6 @@
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,18 +8,21 @@ import torch
 from measure_ocr import (
     DEGRADATIONS,
     WAYS,
-    WORDS,
     break_letter,
+    draw_text,
     draw_word,
     found,
     measure_characters,
     measure_degradations,
 )
 
+from flow_grpo.ocr_map_scorer import OcrMapScorer
+from scripts.audit.letters import LATIN, chinese, texts_of
 
-@pytest.mark.parametrize("kind", DEGRADATIONS)
-def test_reward_falls_with_every_level_of_degradation(kind):
-    rows = list(measure_degradations(WORDS[:8], size=64, seed=0, kinds=[kind]))
+
+@pytest.mark.parametrize("kind, letters", [*((kind, LATIN) for kind in DEGRADATIONS), ("blur", chinese())])
+def test_reward_falls_with_every_level_of_degradation(kind, letters):
+    rows = list(measure_degradations(replace(letters, words=letters.words[:8]), size=64, seed=0, kinds=[kind]))
     rewards = np.array([row["reward"] for row in rows])
     assert rewards[0] > 0.95 and rewards[-1] < 0.15
     assert (np.diff(rewards) < 0.02).all(), rewards  # a mean of eight words; confidences near 1 differ by chance
@@ -25,7 +30,7 @@ def test_reward_falls_with_every_level_of_degradation(kind):
 
 
 def test_map_of_characters_finds_another_letter_and_the_map_of_boxes_cannot():
-    whole, per_character = islice(measure_characters(WORDS[:5], size=64, seed=0), 2)
+    whole, per_character = islice(measure_characters(replace(LATIN, words=LATIN.words[:5]), size=64, seed=0), 2)
     assert whole["broken letter"] == per_character["broken letter"] == "another letter"
     assert per_character["found"] == 1 and whole["found"] < 0.5
     assert per_character["blame, broken"] < 2 * per_character["blame, others"] < 0
@@ -56,3 +61,20 @@ def test_letters_lie_where_they_are_drawn():
         assert (word.image[:, top:bottom, left:right] < 0.5).any()
         ink[top:bottom, left:right] = True
     assert (word.image[:, ~ink] == 1).all()
+
+
+def test_a_chinese_text_is_read_right_in_one_line_and_in_two(rapidocr_engine):
+    """Without blanks, with digits and punctuation, and broken where no word ends."""
+    texts = texts_of(chinese(), 5)
+    assert any(char in "，：！" for text in texts for char in text) and any(
+        char.isdigit() for text in texts for char in text
+    )
+    scorer = OcrMapScorer(rapidocr_engine, normalisation="unicode")
+    for layout in ("one line", "two lines"):
+        images = torch.stack([draw_text(text, layout, 256, chinese()) for text in texts])
+        assert (scorer(images, [f"牌子上写着“{text}”。" for text in texts]).reward > 0.9).all()
+
+
+def test_font_that_is_not_there_is_named_and_how_to_get_one():
+    with pytest.raises(FileNotFoundError, match="nofont.ttf; pip install noto-cjk-sans-otc"):
+        chinese(Path("nofont.ttf"))
