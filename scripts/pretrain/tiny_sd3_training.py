@@ -240,10 +240,13 @@ def transformer_stage(
 
 @torch.no_grad()
 def sample_sheet(pipeline: StableDiffusion3Pipeline, path: Path, num_prompts: int = 32, seed: int = 0) -> None:
-    """Draw held-out scenes with the pipeline's own sampler, 28 steps without guidance, as one PNG of eight columns."""
-    prompts = [make_scene(i, "test").caption for i in range(num_prompts)]
+    """Held-out scenes as rendered, and below each what the pipeline draws of its caption: one PNG of eight columns.
+
+    The pipeline's own sampler, 28 steps without guidance.
+    """
+    scenes = [make_scene(i, "test") for i in range(num_prompts)]
     images = pipeline(
-        prompts,
+        [scene.caption for scene in scenes],
         height=SIZE,
         width=SIZE,
         guidance_scale=1.0,
@@ -251,9 +254,12 @@ def sample_sheet(pipeline: StableDiffusion3Pipeline, path: Path, num_prompts: in
         generator=torch.Generator().manual_seed(seed),
         output_type="pil",
     ).images
-    sheet = Image.new("RGB", (8 * (SIZE + 2), -(-num_prompts // 8) * (SIZE + 2)))
-    for index, image in enumerate(images):
-        sheet.paste(image, ((index % 8) * (SIZE + 2), index // 8 * (SIZE + 2)))
+    cell = SIZE + 2
+    sheet = Image.new("RGB", (8 * cell, -(-num_prompts // 8) * (2 * cell + 4)), "white")
+    for index, (scene, image) in enumerate(zip(scenes, images)):
+        left, top = index % 8 * cell, index // 8 * (2 * cell + 4)
+        sheet.paste(Image.fromarray(scene.image), (left, top))
+        sheet.paste(image, (left, top + cell))
     sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST).save(path)
 
 
