@@ -49,7 +49,7 @@ def fill_in(config: ml_collections.ConfigDict) -> None:
         config.num_groups = _next_number_of_groups(config, NUM_GROUPS, config.batch_size or 1)
     if not config.batch_size:
         # without one that divides, geometry_of says what to do
-        config.batch_size = max((b for b in range(1, BATCH_SIZE + 1) if _divides(config, b)), default=BATCH_SIZE)
+        config.batch_size = max((b for b in range(1, BATCH_SIZE + 1) if divides(config, b)), default=BATCH_SIZE)
 
 
 def geometry_of(config: ml_collections.ConfigDict) -> Geometry:
@@ -58,8 +58,8 @@ def geometry_of(config: ml_collections.ConfigDict) -> Geometry:
         raise ValueError(f"group_size={config.group_size} compares no siblings; use 2 or more")
     names = ("num_groups", "group_size", "batch_size", "updates_per_epoch")
     geometry = Geometry(num_processes=config.num_gpus, **{name: config[name] for name in names})
-    if not _divides(config, config.batch_size):
-        fitting = [b for b in range(1, 65) if _divides(config, b)]
+    if not divides(config, config.batch_size):
+        fitting = [b for b in range(1, 65) if divides(config, b)]
         if fitting:
             advice = f"batch_size={min(fitting, key=lambda b: (abs(b - config.batch_size), b))}"
         else:
@@ -73,7 +73,7 @@ def geometry_of(config: ml_collections.ConfigDict) -> Geometry:
     return geometry
 
 
-def _divides(config: ml_collections.ConfigDict, batch_size: int) -> bool:
+def divides(config: ml_collections.ConfigDict, batch_size: int) -> bool:
     stride = config.num_gpus * batch_size * config.updates_per_epoch
     return config.num_groups * config.group_size % stride == 0
 

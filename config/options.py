@@ -70,7 +70,7 @@ def help_text() -> str:
 def range_in_words(info) -> str:
     """The choices of a field, or its bounds; empty where it may be anything of its type."""
     if choices := (info.json_schema_extra or {}).get("choices"):
-        return ", ".join(f"`{choice}`" for choice in choices)
+        return ", ".join(f"`{choice}`" for choice in choices if choice)
     return ", ".join(WORDS[limit].format(f"{value:g}") for limit, value in bounds(info).items())
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from config.presets import SIZES
 from config.section import Section, field
 from flow_grpo.training.policies.families import FAMILIES
 
@@ -143,6 +144,13 @@ class Batch(Section):
         1,
         "Number of processes; the launcher must start as many. This field fills in the next three where they are 0.",
         gt=0,
+    )
+    preset: str = field(
+        "",
+        "Memory of each GPU. Where a LoRA run at 512 px needs it, the preset lowers `batch_size` and turns on "
+        "`gradient_checkpointing` and `offload`. It is computed, not measured ([memory](performance.md#memory-computed)). A "
+        "model that does not fit, or that the table of `config/presets.py` does not have, is refused. Empty changes nothing.",
+        choices=("", *SIZES),
     )
     num_groups: int = field(
         0,

@@ -17,7 +17,7 @@ class Section(BaseModel):
     def _one_of_its_choices(cls, value: Any, info) -> Any:
         choices = (cls.model_fields[info.field_name].json_schema_extra or {}).get("choices")
         if choices is not None and value not in choices:
-            raise ValueError(f"is unknown; choose one of {', '.join(choices)}")
+            raise ValueError(f"is unknown; choose one of {', '.join(filter(None, choices))}")
         return value
 
 

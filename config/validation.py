@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from config.base import Fields
 from config.command_line import hint
 from config.geometry import Geometry, fill_in, geometry_of
+from config.presets import fit
 from config.section import leaves
 from flow_grpo.training.image_size import image_size
 from flow_grpo.training.modes import MODES
@@ -35,6 +36,7 @@ def resolve(config: ml_collections.ConfigDict, num_processes: int) -> tuple[ml_c
     _check_steps(config)
     _check_objective(config)
     fill_in(config)
+    fit(config)
     return config.lock(), geometry_of(config)
 
 

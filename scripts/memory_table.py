@@ -29,12 +29,12 @@ from diffusers import (
     SD3Transformer2DModel,
     ZImageTransformer2DModel,
 )
-from peft import LoraConfig
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the trainer is not installed: it belongs to the checkout
 
 from flow_grpo.training.policies import flux, flux2, qwenimage, sd3, zimage  # noqa: E402
+from flow_grpo.training.policies.adapter import lora_config  # noqa: E402
 
 GIB = 2**30
 HALF = 2  # bytes of a bf16 value
@@ -194,8 +194,7 @@ def memory(model: Model, resolution: int, batch: int, length: int) -> dict[str, 
     """The columns of the module's docstring, in GiB."""
     with torch.device("meta"):
         transformer = model.build().to(torch.bfloat16).requires_grad_(False)
-        transformer.add_adapter(LoraConfig(r=model.lora_rank, target_modules=model.lora_targets))
-    transformer.to(torch.bfloat16)  # as autocast hands the adapter to a product
+        transformer.add_adapter(lora_config(model.lora_rank, 2 * model.lora_rank, model.lora_targets))
     adapter = sum(p.numel() for p in transformer.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in transformer.parameters() if not p.requires_grad)
     rows, side = batch * model.passes, resolution // PIXELS_PER_TOKEN
@@ -210,8 +209,14 @@ def memory(model: Model, resolution: int, batch: int, length: int) -> dict[str, 
         "kept": kept,
         "checkpointed": inputs + kept / len(blocks),
     }
-    columns["total"] = sum(columns[name] for name in ("transformer", "encoders", "adapter", "checkpointed"))
+    columns["total"] = needed(columns, gradient_checkpointing=True, offload=False)
     return {name: size / GIB for name, size in columns.items()}
+
+
+def needed(columns: dict[str, float], gradient_checkpointing: bool, offload: bool) -> float:
+    """What a run with these flags needs of the columns."""
+    names = ["transformer", "adapter", "checkpointed" if gradient_checkpointing else "kept"]
+    return sum(columns[name] for name in names + ["encoders"] * (not offload))
 
 
 def main() -> None:

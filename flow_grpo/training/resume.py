@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "gradient_checkpointing",
     "compile",
     "offload",
+    "preset",
     "eval_resolution",
 )
 

@@ -5,7 +5,7 @@ import torch
 from diffusers import Flux2Transformer2DModel
 
 from flow_grpo.training.policies import flux2
-from scripts.memory_table import MODELS, Model, flux2_inputs, kept_bytes, memory
+from scripts.memory_table import MODELS, Model, flux2_inputs, kept_bytes, memory, needed
 
 
 def small():
@@ -37,7 +37,8 @@ def test_activations_grow_with_the_batch_and_weights_do_not():
     assert one["transformer"] == two["transformer"] and one["adapter"] == two["adapter"]
     assert two["kept"] == pytest.approx(2 * one["kept"], rel=0.05)
     assert one["checkpointed"] < one["kept"]
-    assert one["total"] == sum(one[name] for name in ("transformer", "encoders", "adapter", "checkpointed"))
+    assert one["total"] == sum(one[name] for name in ("transformer", "adapter", "checkpointed", "encoders"))
+    assert needed(one, gradient_checkpointing=False, offload=True) == one["transformer"] + one["adapter"] + one["kept"]
 
 
 @pytest.mark.parametrize("name, billions", [("SD3.5-medium", 2.2), ("FLUX.2-klein-base-4B", 3.9), ("Z-Image", 6.2)])

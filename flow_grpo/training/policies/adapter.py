@@ -21,6 +21,19 @@ from flow_grpo.training.shards import own_parts, parts_like, whole
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # the name that diffusers gives a model's weights
 
 
+def lora_config(rank: int, alpha: int, targets: Sequence[str], excluded: Sequence[str] = ()) -> LoraConfig:
+    """What peft makes a LoRA of, in our own linear layers; targets, excluded: as for `LoraAdapter`."""
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        init_lora_weights="gaussian",
+        target_modules=list(targets),
+        exclude_modules=list(excluded) or None,
+    )
+    config._register_custom_module({nn.Linear: LoraLinear})  # documented by peft, in spite of its underscore
+    return config
+
+
 class LoraAdapter:
     """LoRA in fp32 on some layers.
 
@@ -33,16 +46,7 @@ class LoraAdapter:
         self, pipeline: DiffusionPipeline, targets: Sequence[str], excluded: Sequence[str], rank: int, alpha: int
     ):
         self.pipeline, self.network = pipeline, pipeline.transformer
-        self.config = LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            init_lora_weights="gaussian",
-            target_modules=list(targets),
-            exclude_modules=list(excluded) or None,
-        )
-        self.config._register_custom_module(
-            {nn.Linear: LoraLinear}
-        )  # peft's documented way to bring layers of one's own
+        self.config = lora_config(rank, alpha, targets, excluded)
         self.network.add_adapter(self.config)
         for parameter in self.network.parameters():
             if parameter.requires_grad:

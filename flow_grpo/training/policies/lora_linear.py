@@ -27,7 +27,7 @@ class LoraLinear(lora.Linear):
         (name,) = self.active_adapters
         down, up, scale = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
         rows = _rows(x.to(base.weight.dtype))  # (tokens, in)
-        if base.weight.dtype == down.dtype:
+        if base.weight.dtype == torch.float32:
             outputs = _Merged.apply(rows, base.weight, base.bias, down, up, scale)
         else:
             low = F.linear(rows, down.to(rows.dtype))  # (tokens, rank)
