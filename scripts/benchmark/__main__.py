@@ -4,6 +4,7 @@ python -m scripts.benchmark step     # one epoch with reward maps against the sa
 python -m scripts.benchmark ocr      # the OCR engines, serial and in workers, against Flow-GRPO's loop
 python -m scripts.benchmark maps     # the CLIP maps against the plain score and two libraries
 python -m scripts.benchmark train    # sampling and training: images per second, and the share of a GPU that is used
+python -m scripts.benchmark profile  # where the seconds of a step go, by kind of work
 """
 
 import argparse
@@ -12,11 +13,15 @@ from pathlib import Path
 
 from scripts.benchmark import maps as benchmark_maps
 from scripts.benchmark import ocr as benchmark_ocr
+from scripts.benchmark import profile as benchmark_profile
 from scripts.benchmark import step as benchmark_step
 from scripts.benchmark import train as benchmark_train
 from scripts.commands import parse_command
 
-COMMANDS = {"step": benchmark_step, "ocr": benchmark_ocr, "maps": benchmark_maps, "train": benchmark_train}
+COMMANDS = {
+    **{"step": benchmark_step, "ocr": benchmark_ocr, "maps": benchmark_maps, "train": benchmark_train},
+    "profile": benchmark_profile,
+}
 
 
 def main() -> None:

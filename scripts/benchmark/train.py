@@ -132,7 +132,7 @@ def measure(stage: str, settings: dict) -> dict[str, float]:
     if settings["checkpointing"] and stage == "update":
         policy.enable_gradient_checkpointing()
     if settings["compile"]:
-        policy.compile()
+        policy.compile(settings["compile"])  # the backend's name
     for _ in range(3):
         step()
     seconds = []
@@ -150,11 +150,11 @@ def measure(stage: str, settings: dict) -> dict[str, float]:
 
 
 def matrix_rate(settings: dict) -> float:
-    """FLOPs a second of a large matrix product, the best of several."""
+    """FLOPs a second of a large matrix product, the best of settings['repeats'] tries."""
     side = 8192 if settings["device"] == "cuda" else 1024
     a = torch.randn(side, side, device=settings["device"], dtype=getattr(torch, settings["dtype"]))
     best = 0.0
-    for _ in range(20):
+    for _ in range(settings["repeats"]):
         if a.is_cuda:
             torch.cuda.synchronize()
         started = time.perf_counter()
@@ -234,7 +234,7 @@ def benchmark_steps(args: argparse.Namespace) -> dict:
     figures = {"matrix_flops": rate}
     for stage, compiled in tqdm(lines, desc="steps", leave=False):
         name = stage + (", compiled" if compiled else "")
-        figures[name] = row = apart(measure, stage, settings | {"compile": compiled})
+        figures[name] = row = apart(measure, stage, settings | {"compile": "inductor" if compiled else ""})
         row["mfu"] = row["flops"] / row["seconds"] / rate
         tqdm.write(
             f"{name:<20}{row['seconds']:>10.4f}{args.batch / row['seconds']:>12.2f}{row['flops'] / 1e12:>8.2f}"
