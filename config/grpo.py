@@ -14,7 +14,7 @@ OCR_WORKERS = {"engine": "paddleocr", "num_workers": 2}
 # Another reader than the one that is trained on, for evaluations alone.
 OTHER_READER = {"ocr": {"engine": "ppocrv4", "num_workers": 2}}
 # Of the tiny model's images: compares pixels with what the caption asks for, and reads nothing.
-SIGNS_JUDGE = "scripts.pretrain.judge_scorer:JudgeScorer"
+JUDGES = tuple(f"scripts.pretrain.judge_scorer:{name}" for name in ("SignsJudge", "ShapeJudge"))
 
 
 RUNS: dict[str, Callable[[], ml_collections.ConfigDict]] = {}
@@ -47,7 +47,8 @@ def tiny_ocr_map() -> ml_collections.ConfigDict:
     config.resolution = 64
     config.max_sequence_length = 34
     config.rewards.ocr_map = 1.0
-    config.eval_rewards[SIGNS_JUDGE] = {}
+    for judge in JUDGES:
+        config.eval_rewards[judge] = {}
     config.num_eval_prompts = 192
 
     config.num_epochs = 10

@@ -6,7 +6,7 @@ measure the latest evaluation is held against the one in which the measure was b
     fall = measure(latest) - measure(best)          per prompt
     rise = trained reward(latest) - trained reward(best)
 
-The alarm rings where mean(fall) < -3 * SE(fall), and at least 5% of the best mean, while mean(rise) > 2 * SE(rise). SE is the
+The alarm rings where mean(fall) < -3 * SE(fall), and at least 10% of the best mean, while mean(rise) > 2 * SE(rise). SE is the
 standard error of a mean over prompts. The best of many evaluations is partly luck, which is why a fall needs the wider margin.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 FALL_ERRORS, RISE_ERRORS = 3.0, 2.0  # standard errors
-SMALLEST_FALL = 0.05  # of the best mean
+SMALLEST_FALL = 0.1  # of the best mean
 TRAINED = "reward"
 
 Values = Mapping[str, Sequence[float | None]]  # by measure, one value per prompt; None where it could not be scored

@@ -1,8 +1,11 @@
-"""The judge of the signs world as a scorer: a gold reward for evaluations, which no OCR engine has a say in.
+"""The judge of the signs world as two scorers: gold rewards for evaluations, which no OCR engine has a say in.
 
-config.eval_rewards = {"scripts.pretrain.judge_scorer:JudgeScorer": {}}
+config.eval_rewards = {"scripts.pretrain.judge_scorer:SignsJudge": {}, "scripts.pretrain.judge_scorer:ShapeJudge": {}}
+
+They are two, because a run that is rewarded by OCR makes the signs better and may lose the shapes. The mean of both would hide it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,25 +16,23 @@ from flow_grpo.score import PromptErrors, Score, check_images, to_uint8
 from scripts.pretrain.signs_judge import Verdict, check_caption, judge
 
 
-class JudgeScorer:
-    """The share of a caption's objects that an image shows as asked, for images (B, 3, 64, 64) of the signs world.
+class _Judge(ABC):
+    """Scores images (B, 3, 64, 64) of the signs world by what they really show. It gives no map."""
 
-    A sign counts where its word stands on the board of its colour, every letter right; a shape, where it is there in its
-    colour. details: "signs", "letters" and "shape", the share of each that is right. It gives no map.
-    """
+    @staticmethod
+    @abstractmethod
+    def _measure(verdict: Verdict) -> tuple[float, dict[str, float]]:
+        """The reward of one image, and its details."""
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
     ) -> Score:
         """Raises ValueError for images of another size, or a prompt that is no caption of the signs world."""
         check_images(images, prompts, metadata)
-        verdicts = [judge(image, prompt) for image, prompt in zip(to_uint8(images), prompts, strict=True)]
-        shares = [_shares(verdict) for verdict in verdicts]
-        columns = {
-            name: torch.tensor([share[name] for share in shares], device=images.device)
-            for name in ("objects", "signs", "letters", "shape")
-        }
-        return Score(reward=columns.pop("objects"), details=columns)
+        pairs = zip(to_uint8(images), prompts, strict=True)
+        rewards, details = zip(*(self._measure(judge(image, prompt)) for image, prompt in pairs), strict=True)
+        columns = {name: torch.tensor([each[name] for each in details], device=images.device) for name in details[0]}
+        return Score(reward=torch.tensor(rewards, device=images.device), details=columns)
 
     def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Raises PromptErrors that names every prompt which is no caption of the signs world."""
@@ -45,13 +46,22 @@ class JudgeScorer:
             raise PromptErrors(faults, len(prompts))
 
 
-def _shares(verdict: Verdict) -> dict[str, float]:
-    signs = [float(sign.right) for sign in verdict.signs]
-    letters = [float(right) for sign in verdict.signs for right in sign.letters_right]
-    shape = float(verdict.shape_right)
-    return {
-        "objects": (sum(signs) + shape) / (len(signs) + 1),
-        "signs": sum(signs) / len(signs),
-        "letters": sum(letters) / len(letters),
-        "shape": shape,
-    }
+class SignsJudge(_Judge):
+    """The share of a caption's words that stand on the board of their colour, every letter right.
+
+    details: "letters", the share of the letters that are right.
+    """
+
+    @staticmethod
+    def _measure(verdict: Verdict) -> tuple[float, dict[str, float]]:
+        words = [float(sign.right) for sign in verdict.signs]
+        letters = [float(right) for sign in verdict.signs for right in sign.letters_right]
+        return sum(words) / len(words), {"letters": sum(letters) / len(letters)}
+
+
+class ShapeJudge(_Judge):
+    """1 where the caption's shape is there in its colour, else 0."""
+
+    @staticmethod
+    def _measure(verdict: Verdict) -> tuple[float, dict[str, float]]:
+        return float(verdict.shape_right), {}

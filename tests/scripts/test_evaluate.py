@@ -32,7 +32,7 @@ def test_it_says_when_there_are_fewer_prompts_and_takes_any_field(tmp_path, caps
     shown = capsys.readouterr()
     assert "has 1 test prompts, fewer than the 5 asked for" in shown.err
     metrics = json.loads(shown.out)
-    assert "eval/reward" in metrics and 0 <= metrics["eval/gold/scripts.pretrain.judge_scorer:JudgeScorer/letters"] <= 1
+    assert "eval/reward" in metrics and 0 <= metrics["eval/gold/scripts.pretrain.judge_scorer:SignsJudge/letters"] <= 1
 
 
 def test_prompts_that_a_gold_scorer_cannot_judge_are_named_by_their_line(tmp_path):
