@@ -46,7 +46,7 @@ class Chains:
     """
 
     def __init__(self, targets: Targets, prices: Mapping[int, float]):
-        self._targets = targets
+        self._targets, self._has_words = targets, bool(targets.within_word.any())
         self._with_gaps = [target for target in prices if targets.with_gaps[target]]
         self._gaps = targets.with_gaps[targets.target_of]  # (N,)
         # the positions of all targets from the first priced one to the last; those between them only cost some time
@@ -98,7 +98,7 @@ class Chains:
     def _begin(self, steps: Sequence[Step]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where a line may begin: at a break, or within a word that it continues. Returns the value of what is before."""
         begin, from_line, from_end = self._best, self._came_line, self._came_end
-        for step in steps:
+        for step in steps if self._has_words else ():
             if step.line in self._values:
                 value = self._values[step.line] - TIE * step.gap
                 better = self._targets.within_word & (value > begin)

@@ -142,7 +142,8 @@ def _assign(
         rendering = best[target]
         if len(rendering) < 2:
             continue
-        left = [i for i in free if all(i != part.line for part in rendering)]
+        taken = {part.line for part in rendering}
+        left = [i for i in free if i not in taken]
         others = match_whole([t for t in whole if t != target], left)
         if reward_of(rendering) + sum(map(reward_of, others.values())) > sum(map(reward_of, whole.values())) + TIE:
             broken[target], free, whole = rendering, left, others

@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 from .quotes import quoted_targets as quoted_targets  # callers import it from this file
@@ -120,12 +121,12 @@ def _visible(text: str) -> str:
     """The text composed (NFC), without invisible characters."""
     if text.isascii() and text.isprintable():
         return text.replace(" ", "")
-    seen = (
-        char
-        for char in text
-        if not char.isspace() and char not in _INVISIBLE and unicodedata.category(char) not in ("Cf", "Cc")
-    )
-    return unicodedata.normalize("NFC", "".join(seen))
+    return unicodedata.normalize("NFC", "".join(filter(_is_visible, text)))
+
+
+@lru_cache(2**16)
+def _is_visible(char: str) -> bool:
+    return not char.isspace() and char not in _INVISIBLE and unicodedata.category(char) not in ("Cf", "Cc")
 
 
 def edit_distance(a: str, b: str) -> int:

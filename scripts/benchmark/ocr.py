@@ -24,6 +24,7 @@ from flow_grpo.score import to_uint8
 from flow_grpo.text_maps.paddle import MODELS, PARTS, model_folders
 from flow_grpo.text_maps.reader import make_reader
 from flow_grpo.text_maps.targets import normalise, similarity
+from scripts.benchmark.matching import benchmark_matching
 from scripts.pretrain.signs_world import words
 
 SIDE = 384  # pixels of the detector's image in the rows that shrink it
@@ -146,7 +147,7 @@ def benchmark_ocr(args: argparse.Namespace) -> dict:
                 f"{name:<28}{statistics.median(row['images_per_second']):>10.1f}{to_serial:>10.2f}{to_loop:>8.2f}"
                 f"{to_one_thread:>11.2f}{row['similarity']:>12.3f}{row['exact']:>7.2f}"
             )
-    return figures
+    return figures | {"matching": benchmark_matching(args.repeats)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
