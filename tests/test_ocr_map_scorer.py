@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from flow_grpo.ocr_map_scorer import OcrMapScorer
-from flow_grpo.reward_map import pool_to_tokens
+from flow_grpo.reward_map import gaussian_blur, pool_to_tokens
 from flow_grpo.score import PromptErrors
 from flow_grpo.text_maps.engine import Character, TextLine
 
@@ -40,6 +40,17 @@ def test_right_text_is_praised_and_wrong_text_blamed_where_it_stands(rapidocr_en
     middle = score.reward_map[:, 16, 32]
     torch.testing.assert_close(middle, score.reward, rtol=0, atol=1e-2)  # the box's own middle is a pixel or two away
     assert (score.reward_map[:, 56:] == NEUTRAL).all()
+
+
+def test_two_readers_that_disagree_give_two_numbers(rapidocr_engine, draw_text):
+    """Blurred text that only the first reads, and faint text that only the second reads."""
+    blurred = gaussian_blur(draw_text("NORTH", font_size=12.8), 2.5)
+    faint = 0.5 + (draw_text("GARDEN", font_size=12.8) - 0.5) * 0.04
+    images, prompts = torch.stack([blurred, faint]), ['a sign that says "NORTH"', 'a sign that says "GARDEN"']
+    first, second = (OcrMapScorer(engine)(images, prompts) for engine in (rapidocr_engine, "ppocrv4"))
+    assert first.reward[0] > 0.9 and second.reward[0] < 0.1
+    assert first.reward[1] < 0.1 and second.reward[1] > 0.4
+    assert first.read[0] == "NORTH" and first.read[1] == ""
 
 
 def test_pixels_of_the_text_reach_its_tokens(rapidocr_engine, draw_text):
