@@ -25,8 +25,8 @@ sys.path.insert(
 from config.grpo import get_config  # noqa: E402
 from config.validation import resolve  # noqa: E402
 from flow_grpo.rewards import WeightedScorers, make_scorers  # noqa: E402
+from flow_grpo.training.build import make_sampler  # noqa: E402
 from flow_grpo.training.credit import CreditRule, assign_credit  # noqa: E402
-from flow_grpo.training.data import GroupSampler, load_metadata, load_prompts  # noqa: E402
 from flow_grpo.training.distributed import Distributed  # noqa: E402
 from flow_grpo.training.policies.base import Policy  # noqa: E402
 from flow_grpo.training.policies.load import load_policy  # noqa: E402
@@ -65,15 +65,7 @@ def rollouts(
     config: ml_collections.ConfigDict, policy: Policy, scorers: WeightedScorers, sde: SDE
 ) -> tuple[list[Trajectories], Scored]:
     """The trajectories of the run's first epoch, group after group, and their scores."""
-    sampler = GroupSampler(
-        load_prompts(config.dataset, "train"),
-        num_groups=config.num_groups,
-        group_size=config.group_size,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        same_start=config.sample.same_start,
-        metadata=load_metadata(config.dataset, "train"),
-    )
+    sampler = make_sampler(config)
     scores, trajectories = PendingScores(scorers, policy.token_grid), []
     for batch in tqdm(sampler.epoch(0), desc="rollouts"):
         drawn = rollout(policy, batch.prompts, batch.seeds, sde, config.train.num_steps, batch.start_seeds)

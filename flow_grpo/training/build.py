@@ -82,7 +82,7 @@ def build(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Di
 def _build(
     config: ml_collections.ConfigDict, geometry: Geometry, distributed: Distributed, lock: TextIO | None
 ) -> Parts:
-    sampler = _sampler(config, geometry, distributed)
+    sampler = make_sampler(config, distributed.rank)
     eval_prompts = load_prompts(config.dataset, "test")[: config.num_eval_prompts or None]
     eval_metadata = load_metadata(config.dataset, "test")[: len(eval_prompts)]
     identities = {"dataset": start.dataset_identity(config.dataset)}
@@ -151,15 +151,16 @@ def _credit(config: ml_collections.ConfigDict, policy: Policy) -> Callable[..., 
     )
 
 
-def _sampler(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Distributed) -> GroupSampler:
+def make_sampler(config: ml_collections.ConfigDict, rank: int = 0) -> GroupSampler:
+    """The sampler of a resolved configuration's training prompts, for one of its processes."""
     return GroupSampler(
         load_prompts(config.dataset, "train"),
-        num_groups=geometry.num_groups,
-        group_size=geometry.group_size,
-        batch_size=geometry.batch_size,
+        num_groups=config.num_groups,
+        group_size=config.group_size,
+        batch_size=config.batch_size,
         seed=config.seed,
-        rank=distributed.rank,
-        num_processes=geometry.num_processes,
+        rank=rank,
+        num_processes=config.num_gpus,
         same_start=config.sample.same_start,
         metadata=load_metadata(config.dataset, "train"),
     )

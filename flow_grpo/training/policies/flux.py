@@ -7,7 +7,7 @@ from diffusers import FluxPipeline
 
 from flow_grpo.training.patches import places, unpatchify
 from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
-from flow_grpo.training.policies.lora_pipeline import LoraPipeline
+from flow_grpo.training.policies.lora_pipeline import PackedPipeline
 from flow_grpo.training.policies.schedule import linear_shift, scheduler_sigmas
 
 # Flow-GRPO's targets. The double blocks have all of them, for image and text. In the single blocks, where both run in one
@@ -19,7 +19,7 @@ LORA_TARGETS = [
 ]
 
 
-class FluxPolicy(LoraPipeline):
+class FluxPolicy(PackedPipeline):
     """See `Policy`. Latents are packed as the pipeline packs them, (B, N, 4 C), so they are tokens already.
 
     guidance_scale: FLUX.1-dev reads it as an embedding. The model has learned to draw in one pass what classifier-free
@@ -41,11 +41,6 @@ class FluxPolicy(LoraPipeline):
             )
         super().__init__(pipeline, replace(settings, guidance_scale=1.0))
         self._guidance = torch.tensor([settings.guidance_scale], device=self.device) if reads_guidance else None
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        rows, columns = self.token_grid
-        return rows * columns, self.network.config.in_channels
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> PromptEmbeds:
@@ -71,9 +66,6 @@ class FluxPolicy(LoraPipeline):
             return_dict=False,
         )[0]
         return velocity.float()
-
-    def to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
-        return latents
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return super().decode(unpatchify(latents, self.token_grid, self.patch_size))

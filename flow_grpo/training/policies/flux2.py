@@ -7,7 +7,7 @@ from diffusers import Flux2KleinPipeline, Flux2Pipeline
 
 from flow_grpo.training.patches import places, unpatchify
 from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
-from flow_grpo.training.policies.lora_pipeline import LoraPipeline
+from flow_grpo.training.policies.lora_pipeline import PackedPipeline
 from flow_grpo.training.policies.schedule import scheduler_sigmas
 
 # The double blocks have all targets but the last, for image and text. The last target is in the single blocks: one
@@ -20,7 +20,7 @@ LORA_TARGETS = [
 ]
 
 
-class _Flux2(LoraPipeline):
+class _Flux2(PackedPipeline):
     """What dev and klein share. Latents are packed as the pipeline packs them, (B, N, 4 C), so they are tokens already.
 
     Every prompt is padded to max_sequence_length. The transformer attends to the padding, too; it was trained with 512.
@@ -28,11 +28,6 @@ class _Flux2(LoraPipeline):
 
     lora_targets = LORA_TARGETS
     _guidance: torch.Tensor | None = None  # (1,), the scale that the model reads as an embedding
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        rows, columns = self.token_grid
-        return rows * columns, self.network.config.in_channels
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> PromptEmbeds:
@@ -60,9 +55,6 @@ class _Flux2(LoraPipeline):
             return_dict=False,
         )[0]
         return velocity.float()
-
-    def to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
-        return latents
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

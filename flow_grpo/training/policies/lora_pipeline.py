@@ -148,6 +148,18 @@ class LoraPipeline:
         self.network.forward = _with_gradients(self.network.forward)
 
 
+class PackedPipeline(LoraPipeline):
+    """A family that packs its latents: they are (B, N, D), tokens already."""
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        rows, columns = self.token_grid
+        return rows * columns, self.network.config.in_channels
+
+    def to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents
+
+
 def _awake(function: Callable, parts: list[nn.Module], device: torch.device) -> Callable:
     """The same function, with the parts on the device while it runs and on the CPU otherwise."""
 

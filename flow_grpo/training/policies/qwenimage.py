@@ -5,7 +5,7 @@ from diffusers import QwenImagePipeline
 
 from flow_grpo.training.patches import unpatchify
 from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
-from flow_grpo.training.policies.lora_pipeline import LoraPipeline
+from flow_grpo.training.policies.lora_pipeline import PackedPipeline
 from flow_grpo.training.policies.schedule import linear_shift, scheduler_sigmas
 
 TEXT_TARGETS = ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"]
@@ -17,7 +17,7 @@ LORA_TARGETS = [
 UNUSED_IN_LAST_BLOCK = ["attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2"]
 
 
-class QwenImagePolicy(LoraPipeline):
+class QwenImagePolicy(PackedPipeline):
     """See `Policy`. Latents are packed as the pipeline packs them, (B, N, 4 C), so they are tokens already.
 
     guidance_scale: of classifier-free guidance (the pipeline's true_cfg_scale), with a negative prompt of one space; 1
@@ -40,11 +40,6 @@ class QwenImagePolicy(LoraPipeline):
     def lora_excluded(self) -> list[str]:
         last = self.network.config.num_layers - 1
         return [f"transformer_blocks.{last}.{name}" for name in UNUSED_IN_LAST_BLOCK]
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        rows, columns = self.token_grid
-        return rows * columns, self.network.config.in_channels
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> PromptEmbeds:
@@ -81,9 +76,6 @@ class QwenImagePolicy(LoraPipeline):
         """Guidance that keeps the norm of each token: the result is scaled to the norm of the conditional velocity."""
         guided = super().guide(conditional, unconditional)  # (B, N, D)
         return guided * (conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
-
-    def to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
-        return latents
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
