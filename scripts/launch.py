@@ -11,13 +11,16 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 import psutil
 from accelerate.commands.launch import main
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from flow_grpo.training.interrupt import heard_signals
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the trainer is not installed: it belongs to the checkout
+
+from flow_grpo.training.interrupt import heard_signals  # noqa: E402
 
 # What torch's launcher does with signals itself: it must leave ours to us.
 os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"
