@@ -14,7 +14,16 @@ from scripts.study.runs import ARMS
 from scripts.study.statistics import area_under, bootstrap, samples_to
 
 SWEEP_SEED = 0  # chooses each arm's learning rate, and counts in no comparison
-COLUMNS = ("arm", "rate", "seeds", "exact at the end", "mean exact", "samples to level", "times fewer than scalar")
+COLUMNS = (
+    "arm",
+    "rate",
+    "seeds",
+    "exact at the end",
+    "more than scalar, by seed",
+    "mean exact",
+    "samples to level",
+    "times fewer than scalar",
+)
 DRIFT = {"off_text": "off the text, levels", "shape_right": "shape right", "gold": "word right on its sign"}
 
 
@@ -67,10 +76,18 @@ def _cells(arm: str, own: list[dict], scalar: list[dict], level: float) -> list[
     return [
         *(arm, f"{own[0]['learning_rate']:g}", str(len(own))),
         _interval(bootstrap(lambda rows: rows[:, -1].mean(), accuracies)),
+        _lead(own, scalar),
         _interval(bootstrap(lambda rows: area_under(samples, rows.mean(axis=0)), accuracies)),
         _interval(bootstrap(crossing, accuracies), digits=0),
         _interval(bootstrap(fewer, _accuracies(scalar), accuracies), digits=1) if scalar else "",
     ]
+
+
+def _lead(own: list[dict], scalar: list[dict]) -> str:
+    """The mean difference at the end to the scalar run of the same seed, which has the same prompts and noise."""
+    ends = {row["seed"]: _curve(row)[1][-1] for row in scalar}
+    leads = [_curve(row)[1][-1] - ends[row["seed"]] for row in own if row["seed"] in ends]
+    return _interval(bootstrap(np.mean, np.array(leads))) if leads else ""
 
 
 def drift_table(arms: dict[str, list[dict]]) -> str:
