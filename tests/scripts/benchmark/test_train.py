@@ -42,10 +42,13 @@ def test_an_update_reaches_the_adapter_and_clears_its_gradients(policy):
     assert sum(gradients) > 0 and all(p.grad is None for p in policy.network.parameters())
 
 
-def test_an_update_costs_about_twice_a_rollouts_step():
-    """Frozen weights have no gradient of their own: a backward pass is one more forward's worth, not two."""
+def test_an_update_costs_two_to_three_of_a_rollouts_steps():
+    """Frozen weights have no gradient of their own: a backward pass is one more forward's worth, not two.
+
+    A rollout adds the LoRA to the weights first; an update multiplies by it apart, in both passes.
+    """
     rollout, update = measure("rollout", SETTINGS), measure("update", SETTINGS)
-    assert 1.7 < update["flops"] / rollout["flops"] < 2.6
+    assert 1.7 < update["flops"] / rollout["flops"] < 3
     assert rollout["seconds"] > 0 and update["seconds"] > 0
 
 
