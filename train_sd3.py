@@ -34,7 +34,9 @@ def main(arguments: list[str]) -> None:
     from flow_grpo.training.build import build
     from flow_grpo.training.trainer import Trainer
 
-    Trainer(build(config, geometry, Distributed(config.mixed_precision))).train()
+    distributed = Distributed(config.mixed_precision)
+    Trainer(build(config, geometry, distributed)).train()
+    distributed.leave()
 
 
 def is_users(error: BaseException) -> bool:

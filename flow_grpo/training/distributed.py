@@ -148,6 +148,11 @@ class Distributed:
     def wait_for_everyone(self) -> None:
         self.accelerator.wait_for_everyone()
 
+    def leave(self) -> None:
+        """Close the connections between the processes, once all have come here: one that ends late would abort on a lost one."""
+        self.wait_for_everyone()
+        PartialState().destroy_process_group()
+
 
 def _fsdp2_plugin() -> FullyShardedDataParallelPlugin:
     """FSDP2, set as the launcher's configuration says."""

@@ -23,9 +23,8 @@ from flow_grpo.training.trainer import Trainer
 
 STOPS = ([signal.SIGTERM], [signal.SIGINT], [signal.SIGHUP], [signal.SIGTERM] * 2, [signal.SIGTERM])
 SIGNALS = [signals for stop in STOPS for signals in ([signal.SIGKILL], stop)]
-NUM_EPOCHS = (
-    5 * len(SIGNALS) + 3
-)  # a signal lets three be finished, or more where the machine is busy and it comes late
+# A signal lets three epochs be finished, or more where the machine is busy and it comes late.
+NUM_EPOCHS = 5 * len(SIGNALS) + 3
 
 
 def train(run_dir: Path) -> None:
