@@ -69,9 +69,8 @@ def saved(folder: Path) -> ml_collections.ConfigDict:
     for path in values.keys() & leaves(Fields).keys():
         value = values[path]
         _assign(config, path, tuple(value) if isinstance(value, list) else value)
-    config.name = config.name.removesuffix(
-        f"-{config.advantage.control}"
-    )  # it is added again where the run is resolved
+    # the control's name is added again where the run is resolved
+    config.name = config.name.removesuffix(f"-{config.advantage.control}")
     config.run_dir = str(folder.parent if folder.name.startswith("checkpoint-") else folder)
     return config
 

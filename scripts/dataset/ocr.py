@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flow_grpo.text_maps.targets import normalise, quoted_targets
+from scripts.dataset import prompt_files
 from scripts.dataset.grammar import TARGET, Grammar, pick, read_grammar
 
 FOLDER = Path(__file__).parents[2] / "dataset" / "ocr"
@@ -141,10 +142,7 @@ def _num_words(texts: list[str]) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--show", type=int, default=0)
-    parser.set_defaults(run=write_prompts)
+    prompt_files.add_arguments(parser, FOLDER, write_prompts)
 
 
 def write_prompts(args: argparse.Namespace) -> None:
@@ -153,8 +151,6 @@ def write_prompts(args: argparse.Namespace) -> None:
         print("\n".join(prompts["train"][: args.show]))
         return
     rows = {split: figures(lines) for split, lines in prompts.items()}
-    args.out.mkdir(parents=True, exist_ok=True)
-    for split, lines in prompts.items():
-        (args.out / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="ascii")
+    prompt_files.write(prompts, args.out)
     print("| | train | test |\n|---|---|---|")
     print("\n".join(f"| {name} | {value} | {rows['test'][name]} |" for name, value in rows["train"].items()))

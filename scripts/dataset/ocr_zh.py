@@ -11,9 +11,9 @@ import argparse
 import random
 import re
 from collections import Counter
-from pathlib import Path
 
 from flow_grpo.text_maps.targets import normalise, prompt_targets
+from scripts.dataset import prompt_files
 from scripts.dataset.grammar import TARGET, Grammar, pick, read_grammar
 from scripts.dataset.ocr import FOLDER as OCR
 from scripts.dataset.ocr import split_of
@@ -77,10 +77,7 @@ def figures(prompts: list[str]) -> dict[str, str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--show", type=int, default=0)
-    parser.set_defaults(run=write_prompts)
+    prompt_files.add_arguments(parser, FOLDER, write_prompts)
 
 
 def write_prompts(args: argparse.Namespace) -> None:
@@ -88,9 +85,7 @@ def write_prompts(args: argparse.Namespace) -> None:
     if args.show:
         print("\n".join(prompts["train"][: args.show]))
         return
-    args.out.mkdir(parents=True, exist_ok=True)
-    for split, lines in prompts.items():
-        (args.out / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    prompt_files.write(prompts, args.out, encoding="utf-8")
     rows = {split: figures(lines) for split, lines in prompts.items()}
     print("| | train | test |\n|---|---|---|")
     print("\n".join(f"| {name} | {value} | {rows['test'][name]} |" for name, value in rows["train"].items()))

@@ -10,9 +10,9 @@ the other holds out.
 
 import argparse
 import random
-from pathlib import Path
 
 from flow_grpo.text_maps.targets import normalise
+from scripts.dataset import prompt_files
 from scripts.dataset.grammar import TARGET, Grammar, pick, read_grammar
 from scripts.dataset.ocr import FOLDER as OCR
 from scripts.dataset.ocr import draw_prompt, draw_target, split_of
@@ -79,10 +79,7 @@ def joined_grammar() -> Grammar:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--show", type=int, default=0)
-    parser.set_defaults(run=write_prompts)
+    prompt_files.add_arguments(parser, FOLDER, write_prompts)
 
 
 def write_prompts(args: argparse.Namespace) -> None:
@@ -90,6 +87,4 @@ def write_prompts(args: argparse.Namespace) -> None:
     if args.show:
         print("\n".join(prompts["train"][: args.show]))
         return
-    args.out.mkdir(parents=True, exist_ok=True)
-    for split, lines in prompts.items():
-        (args.out / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="ascii")
+    prompt_files.write(prompts, args.out)
