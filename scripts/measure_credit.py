@@ -71,6 +71,8 @@ def rollouts(
         drawn = rollout(policy, batch.prompts, batch.seeds, sde, config.train.num_steps, batch.start_seeds)
         scores.submit(drawn.images, batch.prompts, batch.metadata, batch.group_ids)
         trajectories.append(drawn)
+        if scores.failure:  # now, not after the other rollouts
+            raise scores.failure
     scored = scores.collect()
     if scored is None:
         raise scores.failure

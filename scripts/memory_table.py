@@ -1,6 +1,7 @@
 """How much memory of a GPU a LoRA run of each model family needs. It is computed on the meta device: no weights are loaded.
 
 python scripts/memory_table.py --resolution 512 --batch 4
+python scripts/memory_table.py --measure            # on a GPU: the same, held against a step with random weights
 
 The transformer is built from its published configuration and run once, without data, on a batch of images. Columns, GiB:
     transformer   its frozen weights, 2 bytes each
@@ -12,6 +13,10 @@ The transformer is built from its published configuration and run once, without 
                   prompt cache holds
 Not counted: the VAE's decoder (about 3 GiB for one image of 512 px), the reward models, and what the allocator wastes. Leave
 a tenth of the card free.
+
+--measure fills the GPU with random weights, and makes a step with and without checkpointing. Two columns more:
+    measured kept, measured checkpointed    the step's peak without the weights and the LoRA. A model that the card does not
+                                            hold has a dash
 """
 
 import argparse
@@ -22,6 +27,7 @@ from pathlib import Path
 
 import diffusers
 import torch
+from accelerate import init_empty_weights
 from diffusers import (
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
@@ -30,11 +36,13 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the trainer is not installed: it belongs to the checkout
 
 from flow_grpo.training.policies import flux, flux2, qwenimage, sd3, zimage  # noqa: E402
 from flow_grpo.training.policies.adapter import lora_config  # noqa: E402
+from scripts.benchmark.train import apart  # noqa: E402
 
 GIB = 2**30
 HALF = 2  # bytes of a bf16 value
@@ -190,11 +198,16 @@ def kept_bytes(transformer: nn.Module, inputs: dict) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
+def add_lora(transformer: nn.Module, model: Model) -> None:
+    transformer.requires_grad_(False)
+    transformer.add_adapter(lora_config(model.lora_rank, 2 * model.lora_rank, model.lora_targets))
+
+
 def memory(model: Model, resolution: int, batch: int, length: int) -> dict[str, float]:
     """The columns of the module's docstring, in GiB."""
     with torch.device("meta"):
-        transformer = model.build().to(torch.bfloat16).requires_grad_(False)
-        transformer.add_adapter(lora_config(model.lora_rank, 2 * model.lora_rank, model.lora_targets))
+        transformer = model.build().to(torch.bfloat16)
+        add_lora(transformer, model)
     adapter = sum(p.numel() for p in transformer.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in transformer.parameters() if not p.requires_grad)
     rows, side = batch * model.passes, resolution // PIXELS_PER_TOKEN
@@ -219,23 +232,63 @@ def needed(columns: dict[str, float], gradient_checkpointing: bool, offload: boo
     return sum(columns[name] for name in names + ["encoders"] * (not offload))
 
 
+def random_transformer(model: Model, device: str) -> nn.Module:
+    """The transformer with random bf16 weights, made on the device one by one, and a LoRA in fp32."""
+    with init_empty_weights():  # not what it computes beside its weights, such as tables of positions
+        transformer = model.build().to(torch.bfloat16)
+    for module in transformer.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            weights = torch.empty(parameter.shape, dtype=torch.bfloat16, device=device).normal_(std=0.02)
+            setattr(module, name, nn.Parameter(weights))
+    transformer.to(device)
+    add_lora(transformer, model)
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return transformer
+
+
+def measured_gib(name: str, resolution: int, batch: int, length: int, gradient_checkpointing: bool) -> float | None:
+    """What a step needs at its peak beside the weights and the LoRA; None if the GPU is too small."""
+    model, device = MODELS[name], "cuda"
+    try:
+        transformer = random_transformer(model, device)
+        if gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        inputs = model.inputs(transformer, batch * model.passes, resolution // PIXELS_PER_TOKEN, length)
+        inputs = tree_map_only(torch.Tensor, lambda t: torch.rand(t.shape, dtype=t.dtype, device=device), inputs)
+        before = torch.cuda.memory_allocated()
+        outputs = transformer(**inputs, return_dict=False)[0]
+        sum(output.float().square().mean() for output in outputs).backward()
+    except torch.cuda.OutOfMemoryError:
+        return None
+    return (torch.cuda.max_memory_allocated() - before) / GIB
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--resolution", type=int, default=512, help="side of the images, in pixels")
     parser.add_argument("--batch", type=int, default=4, help="images of one forward pass")
     parser.add_argument("--length", type=int, default=128, help="tokens of a prompt")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--measure", action="store_true", help="also on this machine's GPU, with random weights")
     args = parser.parse_args()
+    if args.measure and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device here; without --measure the table is computed, on any machine")
     diffusers.logging.set_verbosity_error()
     print(f"GiB, {args.batch} images of {args.resolution} px, prompts of {args.length} tokens\n")
-    print("| model | transformer | encoders | adapter | kept | checkpointed | total |")
-    print("|---|---|---|---|---|---|---|")
+    columns = ["transformer", "encoders", "adapter", "kept", "checkpointed", "total"]
+    titles = columns + ["measured kept", "measured checkpointed"] * args.measure
+    print(f"| model | {' | '.join(titles)} |\n|{'---|' * (len(titles) + 1)}")
     for name in args.models:
-        row = memory(MODELS[name], args.resolution, args.batch, args.length)
-        cells = [f"{row[column]:.1f}" for column in ("transformer", "encoders", "adapter", "kept", "checkpointed")]
-        print(
-            f"| {name} | {' | '.join(cells)} | {row['total']:.1f} ({row['total'] - row['encoders']:.1f}) |", flush=True
-        )
+        sizes = (args.resolution, args.batch, args.length)
+        row = memory(MODELS[name], *sizes)
+        cells = [f"{row[column]:.1f}" for column in columns]
+        cells[-1] += f" ({row['total'] - row['encoders']:.1f})"
+        if args.measure:
+            measured = [apart(measured_gib, name, *sizes, checkpointing) for checkpointing in (False, True)]
+            cells += ["-" if gib is None else f"{gib:.1f}" for gib in measured]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
