@@ -66,13 +66,17 @@ def overlay(
 
 
 def sheet(tiles: Sequence[np.ndarray], labels: Sequence[str], columns: int, tile_size: int = 128) -> Image.Image:
-    """Tiles (H, W, 3) uint8 in rows, each with its label below. tile_size: their height on the sheet, in pixels."""
-    width, height = tile_size * tiles[0].shape[1] // tiles[0].shape[0] + 4, tile_size + 20
+    """Tiles (H, W, 3) uint8 in rows, each with its label below. tile_size: their height on the sheet, in pixels.
+
+    Tiles may differ in size and shape; a column is as wide as the widest.
+    """
+    widths = [tile_size * tile.shape[1] // tile.shape[0] for tile in tiles]
+    width, height = max(widths) + 4, tile_size + 20
     canvas = Image.new("RGB", (width * columns, height * -(-len(tiles) // columns)), "white")
     draw = ImageDraw.Draw(canvas)
-    for index, (tile, label) in enumerate(zip(tiles, labels, strict=True)):
+    for index, (tile, label, own_width) in enumerate(zip(tiles, labels, widths, strict=True)):
         x, y = index % columns * width, index // columns * height
-        canvas.paste(_resized(tile, (width - 4, tile_size)), (x + 2, y + 2))
+        canvas.paste(_resized(tile, (own_width, tile_size)), (x + 2, y + 2))
         shown, font = drawable(label, size=12)
         draw.text((x + 3, y + tile_size + 3), shown, fill="black", font=font)
     return canvas

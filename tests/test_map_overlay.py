@@ -77,6 +77,14 @@ def test_sheet_keeps_a_wide_tiles_proportions():
     assert sheet([wide], [""], columns=1, tile_size=16).size == (32 + 4, 16 + 20)
 
 
+def test_sheet_of_several_shapes_keeps_the_proportions_of_each():
+    tall, wide = np.zeros((16, 8, 3), dtype=np.uint8), np.zeros((8, 16, 3), dtype=np.uint8)
+    picture = np.asarray(sheet([tall, wide], ["", ""], columns=2, tile_size=16))
+    assert picture.shape == (16 + 20, 2 * (32 + 4), 3)
+    dark = (picture < 128).all(axis=2)
+    assert dark[:, :36].sum() == 8 * 16 and dark[:, 36:].sum() == 32 * 16
+
+
 def test_sheet_wants_one_label_a_tile():
     with pytest.raises(ValueError):
         sheet([solid(0), solid(0)], ["one"], columns=2)
