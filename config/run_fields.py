@@ -78,9 +78,13 @@ class Model(Section):
     resolution: Any = field(
         512,
         'Size of the images in pixels: one side, or (height, width), as in `--config.resolution="(512, 768)"`. Each number '
-        "must be a multiple of a token's side, which is 16 in every published model here. Flow-GRPO uses 512.",
+        "must be a multiple of a token's side, which is 16 in every published model here. Flow-GRPO uses 512. "
+        "A prompt may [bring its own size](tutorials/own-prompts.md#of-several-sizes).",
     )
-    eval_resolution: Any = field(None, "Size of the images of an evaluation, in pixels; None takes `resolution`.")
+    eval_resolution: Any = field(
+        None,
+        "Size of the images of an evaluation, in pixels; None takes `resolution`. A prompt with a size of its own keeps it.",
+    )
     max_sequence_length: int = field(
         256,
         "T5 tokens per prompt. The default is that of diffusers; Flow-GRPO and our runs use 128.",

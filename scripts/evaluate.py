@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # config/ is not installed: 
 from config.command_line import parse  # noqa: E402
 from flow_grpo.rewards import make_scorers  # noqa: E402
 from flow_grpo.training.build import gold_scorers  # noqa: E402
-from flow_grpo.training.data import load_metadata, load_prompts  # noqa: E402
+from flow_grpo.training.data import load_metadata, load_prompts, load_sizes  # noqa: E402
 from flow_grpo.training.distributed import Distributed  # noqa: E402
 from flow_grpo.training.evaluation import Evaluation, evaluate  # noqa: E402
 from flow_grpo.training.policies.load import load_policy  # noqa: E402
@@ -115,6 +115,7 @@ def score(args: argparse.Namespace, config: ml_collections.ConfigDict) -> Evalua
         distributed,
         num_samples=32,
         gold=gold,
+        sizes=load_sizes(config.dataset, "test", config.eval_resolution or config.resolution)[: num_prompts or None],
     )
 
 

@@ -66,6 +66,7 @@ def rollouts(
 ) -> tuple[list[Trajectories], Scored]:
     """The trajectories of the run's first epoch, group after group, and their scores."""
     sampler = make_sampler(config)
+    policy.set_resolution(sampler.size(0))
     scores, trajectories = PendingScores(scorers, policy.token_grid), []
     for batch in tqdm(sampler.epoch(0), desc="rollouts"):
         drawn = rollout(policy, batch.prompts, batch.seeds, sde, config.train.num_steps, batch.start_seeds)

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,7 +14,7 @@ from flow_grpo.rewards import WeightedScorers, make_scorers
 from flow_grpo.training import start
 from flow_grpo.training.checkpoint import Origin
 from flow_grpo.training.credit import CreditRule, assign_credit
-from flow_grpo.training.data import GroupSampler, check_data, load_metadata, load_prompts
+from flow_grpo.training.data import GroupSampler, check_data, check_sizes, load_metadata, load_prompts, load_sizes
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.ema import ExponentialMovingAverage
 from flow_grpo.training.identity import weights_identity
@@ -37,8 +36,9 @@ class Parts:
     config: the resolved configuration.
     credit: takes the samples of all processes, the sigmas of the trained steps and the epoch's seed; returns the credit of
         the samples, and metrics.
+    eval_sizes: (height, width) of each test prompt's images.
     gold: scorers that only evaluations run.
-    token_grid: (rows, columns) to pool the maps to; None where nothing uses maps.
+    uses_maps: whether anything uses maps.
     resume_path: the checkpoint to go on from; None starts anew.
     origin: where the weights come from, as the checkpoints record it.
     lock: the lock on the run's folder. The main process holds it until the run ends.
@@ -50,17 +50,23 @@ class Parts:
     sampler: GroupSampler
     eval_prompts: list[str]
     eval_metadata: list[dict[str, Any]]
+    eval_sizes: list[tuple[int, int]]
     scorers: WeightedScorers
     gold: WeightedScorers | None
     credit: Callable[[Scored, list[float], int], tuple[Credit, dict[str, float]]]
     policy: Policy
-    token_grid: tuple[int, int] | None
+    uses_maps: bool
     optimizer: torch.optim.Optimizer
     ema: ExponentialMovingAverage
     updater: Updater
     resume_path: Path | None
     origin: Origin
     lock: TextIO | None
+
+    @property
+    def token_grid(self) -> tuple[int, int] | None:
+        """(rows, columns) to pool maps to, at the policy's present size; None where nothing uses maps."""
+        return self.policy.token_grid if self.uses_maps else None
 
 
 def build(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Distributed) -> Parts:
@@ -85,6 +91,7 @@ def _build(
     sampler = make_sampler(config, distributed.rank)
     eval_prompts = load_prompts(config.dataset, "test")[: config.num_eval_prompts or None]
     eval_metadata = load_metadata(config.dataset, "test")[: len(eval_prompts)]
+    eval_sizes = load_sizes(config.dataset, "test", config.eval_resolution or config.resolution)[: len(eval_prompts)]
     identities = {"dataset": start.dataset_identity(config.dataset)}
     resume_path, origin = start.found_checkpoint(config, identities, distributed)
     # The scorers come before the weights: a missing engine should not cost a download.
@@ -101,7 +108,6 @@ def _build(
     )
     ema = ExponentialMovingAverage(policy.trainable_parameters(), config.train.ema_decay, config.train.ema_every)
     update_rule = UpdateRule(**{field.name: config.train[field.name] for field in fields(UpdateRule)})
-    uses_maps = bool(MODES[config.advantage.mode].map_kinds) or config.train.spatial_kl > 0
     return Parts(
         config=config,
         geometry=geometry,
@@ -109,11 +115,12 @@ def _build(
         sampler=sampler,
         eval_prompts=eval_prompts,
         eval_metadata=eval_metadata,
+        eval_sizes=eval_sizes,
         scorers=scorers,
         gold=gold,
         credit=_credit(config, policy),
         policy=policy,
-        token_grid=policy.token_grid if uses_maps else None,
+        uses_maps=bool(MODES[config.advantage.mode].map_kinds) or config.train.spatial_kl > 0,
         optimizer=optimizer,
         ema=ema,
         updater=Updater(policy, optimizer, ema, distributed, update_rule),
@@ -141,14 +148,13 @@ def _optimizer(config: ml_collections.ConfigDict, policy: Policy) -> torch.optim
 
 
 def _credit(config: ml_collections.ConfigDict, policy: Policy) -> Callable[..., tuple[Credit, dict[str, float]]]:
-    """`assign_credit`, with what it needs of the configuration."""
-    return partial(
-        assign_credit,
-        rewards=config.rewards.to_dict(),
-        rule=CreditRule(**config.advantage),
-        spatial_kl=config.train.spatial_kl,
-        token_grid=policy.token_grid,
-    )
+    """`assign_credit`, with what it needs of the configuration, and the policy's token grid at the time of the call."""
+    rewards, rule, spatial_kl = config.rewards.to_dict(), CreditRule(**config.advantage), config.train.spatial_kl
+
+    def credit(scored: Scored, sigmas: list[float], seed: int) -> tuple[Credit, dict[str, float]]:
+        return assign_credit(scored, sigmas, seed, rewards, rule, spatial_kl, policy.token_grid)
+
+    return credit
 
 
 def make_sampler(config: ml_collections.ConfigDict, rank: int = 0) -> GroupSampler:
@@ -163,6 +169,7 @@ def make_sampler(config: ml_collections.ConfigDict, rank: int = 0) -> GroupSampl
         num_processes=config.num_gpus,
         same_start=config.sample.same_start,
         metadata=load_metadata(config.dataset, "train"),
+        sizes=load_sizes(config.dataset, "train", config.resolution),
     )
 
 
@@ -183,7 +190,8 @@ def _policy(config: ml_collections.ConfigDict, device: torch.device) -> tuple[Po
         adapter=config.train.adapter,
     )
     identity = weights_identity(policy.loaded_weights())
-    # Raises ValueError if the size is not a whole number of tokens.
+    # They raise ValueError for a size that the model cannot draw.
+    check_sizes(policy.set_resolution, config.dataset)
     policy.set_resolution(config.eval_resolution or config.resolution)
     policy.set_resolution(config.resolution)
     policy.encode_prompts = PromptCache(

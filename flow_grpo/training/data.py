@@ -7,7 +7,8 @@ does not change the prompts of an epoch, their groups, or the noise of a sample.
 import codecs
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import torch
 
 from flow_grpo.rewards import WeightedScorers
 from flow_grpo.score import PromptErrors
+from flow_grpo.training.image_size import Resolution, image_size
 from flow_grpo.training.seeds import Domain, sample_seed, seeded
 
 # What a split's file may be called; the last is Flow-GRPO's name for its GenEval prompts.
@@ -46,6 +48,29 @@ def load_metadata(folder: str | Path, split: str) -> list[dict[str, Any]]:
     return [row.metadata for row in _read(folder, split)]
 
 
+def load_sizes(folder: str | Path, split: str, resolution: Resolution) -> list[tuple[int, int]]:
+    """The size (height, width) of each prompt's images, in the same order.
+
+    It is the "resolution" of the prompt's metadata, a side or [height, width] in pixels; without one, `resolution`.
+    Raises what `load_prompts` raises, and ValueError with file and line for a "resolution" that is no size.
+    """
+    return [row.size or image_size(resolution) for row in _read(folder, split)]
+
+
+def check_sizes(set_resolution: Callable[[Resolution], None], folder: str | Path) -> None:
+    """Raise ValueError where a policy cannot draw a prompt's own size; the message gives the file and line.
+
+    set_resolution: the policy's. It is left at the last size.
+    """
+    for split in ("train", "test"):
+        first = {row.size: row.place for row in reversed(_read(folder, split)) if row.size}
+        for size, place in first.items():
+            try:
+                set_resolution(size)
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from error
+
+
 def check_data(
     scorers: WeightedScorers, folder: str | Path, num_eval_prompts: int, splits: Sequence[str] = ("train", "test")
 ) -> None:
@@ -68,11 +93,12 @@ def check_data(
 
 
 class _Row(NamedTuple):
-    """A prompt, the metadata that scorers get with it, and its place as "file:line"."""
+    """A prompt, the metadata that scorers get with it, its place as "file:line", and the size that it asks for."""
 
     prompt: str
     metadata: dict[str, Any]
     place: str
+    size: tuple[int, int] | None
 
 
 def _read(folder: str | Path, split: str) -> list[_Row]:
@@ -85,7 +111,8 @@ def _read(folder: str | Path, split: str) -> list[_Row]:
         except UnicodeDecodeError as error:
             raise ValueError(f"{place}: not UTF-8 ({error}); save the file in UTF-8") from error
         if text:
-            rows.append(_Row(*((text, {}) if path.suffix == ".txt" else _parse_json(text, place)), place))
+            prompt, metadata = (text, {}) if path.suffix == ".txt" else _parse_json(text, place)
+            rows.append(_Row(prompt, metadata, place, _size(metadata, place)))
     if not rows:
         raise ValueError(f"{path} holds no prompts; write one a line")
     return rows
@@ -130,6 +157,15 @@ def _parse_json(line: str, where: str) -> tuple[str, dict[str, Any]]:
     return entry["prompt"].strip(), entry["metadata"]
 
 
+def _size(metadata: dict[str, Any], where: str) -> tuple[int, int] | None:
+    if "resolution" not in metadata:
+        return None
+    try:
+        return image_size(metadata["resolution"])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
 @dataclass(frozen=True)
 class SampleBatch:
     """One process's batch of samples to draw.
@@ -157,6 +193,8 @@ class GroupSampler:
     same_start: siblings start from one latent. Their rewards then differ only by the noise of the steps, and that noise is
     what the log-probs can learn from.
     metadata: what the scorers get with each prompt (`load_metadata`); None gives them nothing.
+    sizes: (height, width) of each prompt's images (`load_sizes`). An epoch has images of one size, so that all its batches and
+        maps have one shape. Each size has as many epochs as its share of the prompts. None: the sampler knows no sizes.
     """
 
     prompts: list[str]
@@ -168,10 +206,24 @@ class GroupSampler:
     num_processes: int = 1
     same_start: bool = False
     metadata: list[dict[str, Any]] | None = None
+    sizes: list[tuple[int, int]] | None = None
 
     def __post_init__(self):
         if self.metadata is not None and len(self.metadata) != len(self.prompts):
             raise ValueError(f"{len(self.metadata)} metadata for {len(self.prompts)} prompts; give each prompt its own")
+        numbers = Counter(self.sizes)
+        for size, number in numbers.items():
+            if len(numbers) > 1 and number < self.num_groups:
+                raise ValueError(
+                    f"{number} of the prompts have the resolution {size}, fewer than the num_groups={self.num_groups} of an "
+                    "epoch, whose images are of one size; give this size more prompts, or lower num_groups"
+                )
+
+    def size(self, epoch: int) -> tuple[int, int] | None:
+        """The size of the epoch's images: that of a prompt which the epoch's number draws."""
+        if self.sizes is None:
+            return None
+        return self.sizes[sample_seed(Domain.SIZE, self.seed, epoch) % len(self.sizes)]
 
     def epoch(self, epoch: int) -> list[SampleBatch]:
         """The batches of this process."""
@@ -200,11 +252,14 @@ class GroupSampler:
         return sample_seed(Domain.NOISE, self.seed, number)
 
     def _prompt_indices(self, epoch: int) -> list[int]:
-        """Walk through shuffled passes over the prompts, so that each is drawn equally often."""
-        indices = range(epoch * self.num_groups, (epoch + 1) * self.num_groups)
-        num_prompts = len(self.prompts)
+        """Walk through shuffled passes over the prompts of the epoch's size, so that each is drawn equally often."""
+        size = self.size(epoch)
+        own = [i for i in range(len(self.prompts)) if self.sizes is None or self.sizes[i] == size]
+        num_earlier = sum(self.size(earlier) == size for earlier in range(epoch))  # epochs of this size
+        indices = range(num_earlier * self.num_groups, (num_earlier + 1) * self.num_groups)
+        num_prompts = len(own)
         passes = {i // num_prompts for i in indices}
         orders = {
             p: torch.randperm(num_prompts, generator=seeded(Domain.SHUFFLE, self.seed, p)).tolist() for p in passes
         }
-        return [orders[i // num_prompts][i % num_prompts] for i in indices]
+        return [own[orders[i // num_prompts][i % num_prompts]] for i in indices]

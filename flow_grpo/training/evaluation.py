@@ -1,6 +1,6 @@
 """Scores the policy on held-out prompts. Each prompt has one fixed noise, and counts once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,16 +43,19 @@ def evaluate(
     distributed: Distributed,
     num_samples: int = 16,
     gold: WeightedScorers | None = None,
+    sizes: list[tuple[int, int]] | None = None,
 ) -> Evaluation:
     """Evaluate the policy. Every process must call it; each takes every num_processes-th prompt, all get the same metrics.
 
+    sizes: (height, width) of each prompt's images. A batch is of one size, and the policy is left at the last one. None takes
+        the policy's own size.
     gold: scorers that are watched but not trained on; their metrics are eval/gold/<scorer>.
     Means are over the images that could be scored; invalid_share is the share of the others.
     """
     pending = PendingScores(scorers, num_shown=num_samples if distributed.is_main else 0)
     watched = PendingScores(gold) if gold else None
     asked = [pending, watched] if watched else [pending]
-    for indices, images in _sampled(policy, prompts, sde, batch_size, seed, distributed, asked):
+    for indices, images in _sampled(policy, prompts, sizes, sde, batch_size, seed, distributed, asked):
         told = [prompts[i] for i in indices], [metadata[i] for i in indices]
         for each in asked:
             each.submit(images, *told, torch.tensor(indices))
@@ -79,6 +82,7 @@ def evaluate(
 def _sampled(
     policy: Policy,
     prompts: list[str],
+    sizes: list[tuple[int, int]] | None,
     sde: SDE,
     batch_size: int,
     seed: int,
@@ -86,12 +90,13 @@ def _sampled(
     asked: list[PendingScores],
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
     """Sample this process's prompts in batches: their indices, and their images (B, 3, H, W). Stops where scores failed."""
-    own = list(range(distributed.rank, len(prompts), distributed.num_processes))
-    most = -(-len(prompts) // distributed.num_processes)  # the largest number of prompts that a process has
-    for start in tqdm(range(0, most, batch_size), desc="evaluation", leave=False, disable=not distributed.is_main):
+    batches = _batches(sizes or [None] * len(prompts), batch_size * distributed.num_processes)
+    for batch in tqdm(batches, desc="evaluation", leave=False, disable=not distributed.is_main):
         if distributed.any(any(pending.failure is not None for pending in asked)):
             break
-        indices = own[start : start + batch_size]
+        if sizes:
+            policy.set_resolution(sizes[batch[0]])
+        indices = batch[distributed.rank :: distributed.num_processes]
         # Every batch is filled up, because another batch size would be compiled anew. A process without prompts samples
         # too: with FSDP2 each process holds a part of the weights, and the others need it.
         filled = indices + [0] * (batch_size - len(indices))
@@ -99,6 +104,12 @@ def _sampled(
         images = rollout(policy, [prompts[i] for i in filled], seeds, sde, num_kept=0).images
         if indices:
             yield indices, images[: len(indices)]
+
+
+def _batches(sizes: Sequence, num: int) -> list[list[int]]:
+    """The indices of the prompts in batches of at most num, each of one size, ordered by their first prompt."""
+    of_size = {size: [i for i, own in enumerate(sizes) if own == size] for size in dict.fromkeys(sizes)}
+    return sorted(own[start : start + num] for own in of_size.values() for start in range(0, len(own), num))
 
 
 def _collected(pending: PendingScores, distributed: Distributed) -> Scored:

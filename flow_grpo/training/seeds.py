@@ -17,6 +17,7 @@ class Domain(IntEnum):
     EVALUATION = 2  # the noise of held-out prompts
     WINDOW = 3  # which steps of an epoch are stochastic
     CONTROL = 4  # maps made wrong on purpose
+    SIZE = 5  # the size of an epoch's images
 
 
 def seeded(domain: Domain, *numbers: int) -> torch.Generator:

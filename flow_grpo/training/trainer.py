@@ -2,8 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +14,7 @@ from flow_grpo.training.banner import banner
 from flow_grpo.training.best import save_best
 from flow_grpo.training.build import Parts
 from flow_grpo.training.evaluation import evaluate
-from flow_grpo.training.image_size import Resolution
 from flow_grpo.training.interrupt import StopRequest
-from flow_grpo.training.policies.base import Policy
 from flow_grpo.training.records import Credit, Scored
 from flow_grpo.training.resume import set_damaged_aside
 from flow_grpo.training.rollout import SDE, draw_window, rollout
@@ -169,6 +165,8 @@ class Trainer:
         """Roll out, score, update. Returns None, and changes nothing, if a stop comes before the first update."""
         started = time.perf_counter()
         parts, sde, train = self.parts, self._sde(epoch), self.config.train
+        size = parts.sampler.size(epoch)
+        parts.policy.set_resolution(size)
         scores = PendingScores(parts.scorers, parts.token_grid, self._num_shown(epoch))
         trajectories, seconds = [], {"sample": 0.0, "score": 0.0}
         batches = parts.sampler.epoch(epoch)
@@ -198,6 +196,8 @@ class Trainer:
         seconds["advantage"] = time.perf_counter() - begin
         self._log_rollout(scores.samples, credit, epoch)
         begin = time.perf_counter()
+        if len(set(parts.sampler.sizes)) > 1:
+            metrics |= {"rollout/height": float(size[0]), "rollout/width": float(size[1])}
         metrics |= parts.updater.run(
             trajectories, credit, sde, parts.geometry.updates_per_epoch, title=f"epoch {epoch}: update"
         )
@@ -238,10 +238,7 @@ class Trainer:
 
     def _evaluate(self, epoch: int) -> None:
         parts, config = self.parts, self.config
-        with (
-            parts.ema.applied(),
-            _drawing(parts.policy, config.eval_resolution or config.resolution, config.resolution),
-        ):
+        with parts.ema.applied():
             evaluation = evaluate(
                 parts.policy,
                 parts.eval_prompts,
@@ -252,6 +249,7 @@ class Trainer:
                 config.seed,
                 self.distributed,
                 gold=parts.gold,
+                sizes=parts.eval_sizes,
             )
             if self.config.best_metric:
                 best = (evaluation.metrics, self.config.best_metric, epoch, self.distributed)
@@ -259,13 +257,3 @@ class Trainer:
         self.tracker.log(evaluation.metrics | self.tracker.log_evaluation(evaluation.values, epoch), epoch)
         self.tracker.log_samples("eval/samples", evaluation.samples, epoch)
         self.tracker.report(base.get_config().to_dict())
-
-
-@contextmanager
-def _drawing(policy: Policy, size: Resolution, usual: Resolution) -> Iterator[None]:
-    """Within the context the policy draws images of `size`; afterwards it draws them of the `usual` size."""
-    policy.set_resolution(size)
-    try:
-        yield
-    finally:
-        policy.set_resolution(usual)

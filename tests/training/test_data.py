@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flow_grpo.rewards import make_scorers
-from flow_grpo.training.data import GroupSampler, check_data, load_metadata, load_prompts
+from flow_grpo.training.data import GroupSampler, check_data, check_sizes, load_metadata, load_prompts, load_sizes
 
 
 def sampler(**changes):
@@ -83,6 +83,74 @@ def test_an_epoch_is_a_function_of_seed_and_number():
     assert rows(sampler().epoch(2)) == rows(sampler().epoch(2))
     assert rows(sampler().epoch(2)) != rows(sampler().epoch(3))
     assert rows(sampler(seed=8).epoch(2)) != rows(sampler().epoch(2))
+
+
+SQUARE, WIDE = (64, 64), (64, 96)
+SIZES = [SQUARE, WIDE, SQUARE, SQUARE, WIDE, SQUARE, SQUARE, WIDE, SQUARE, SQUARE]  # 7 and 3
+
+
+def sized(**changes):
+    prompts = [f"prompt {i}" for i in range(len(SIZES))]
+    return sampler(**(dict(prompts=prompts, sizes=SIZES, num_groups=2) | changes))
+
+
+def test_an_epoch_has_one_size_and_each_size_its_share_of_the_epochs():
+    epochs = range(200)
+    for epoch in epochs:
+        drawn = {SIZES[int(prompt.split()[1])] for prompt, _, _ in rows(sized().epoch(epoch))}
+        assert drawn == {sized().size(epoch)}
+    share = sum(sized().size(epoch) == WIDE for epoch in epochs) / len(epochs)
+    assert share == pytest.approx(0.3, abs=0.07)  # two standard deviations of 200 draws
+    assert [sized(seed=8).size(epoch) for epoch in epochs] != [sized().size(epoch) for epoch in epochs]
+
+
+def test_prompts_of_a_size_are_drawn_equally_often_whatever_the_epochs_between():
+    wide = [epoch for epoch in range(60) if sized().size(epoch) == WIDE][:6]  # 12 groups of 3 prompts
+    assert any(later - epoch > 1 for epoch, later in zip(wide, wide[1:]))
+    drawn = Counter(prompt for epoch in wide for prompt, _, _ in rows(sized().epoch(epoch)))
+    assert drawn == {f"prompt {i}": 12 * 6 // 3 for i, size in enumerate(SIZES) if size == WIDE}
+
+
+def test_processes_agree_on_the_size_of_an_epoch():
+    one = sized(batch_size=6).epoch(5)
+    many = [sized(batch_size=3, rank=rank, num_processes=2).epoch(5) for rank in range(2)]
+    assert [rows([batch]) for batch in one] == [rows(pair) for pair in zip(*many, strict=True)]
+
+
+def test_prompts_of_one_size_are_dealt_as_prompts_without():
+    for epoch in range(4):
+        assert rows(sampler(sizes=[WIDE] * 5).epoch(epoch)) == rows(sampler().epoch(epoch))
+        assert sampler(sizes=[WIDE] * 5).size(epoch) == WIDE
+
+
+def test_a_size_of_fewer_prompts_than_an_epoch_has_groups_is_refused():
+    with pytest.raises(
+        ValueError, match=r"3 of the prompts have the resolution \(64, 96\), fewer than the num_groups=4"
+    ):
+        sized(num_groups=4)
+    sampler(sizes=[WIDE] * 5, num_groups=6)  # the only size: its prompts come twice, as without sizes
+
+
+def test_a_prompt_may_bring_its_size(tmp_path):
+    told = [{"resolution": [64, 96]}, {"resolution": 32}, {"targets": ["A"]}]
+    write_lines(tmp_path / "train.jsonl", *({"prompt": "a", "metadata": each} for each in told))
+    assert load_sizes(tmp_path, "train", 48) == [(64, 96), (32, 32), (48, 48)]
+    assert load_sizes(tmp_path, "train", (16, 24))[2] == (16, 24)
+    assert load_metadata(tmp_path, "train") == told
+
+
+@pytest.mark.parametrize("resolution", ["64x96", [64], [64, 96, 3], 0, None])
+def test_what_is_no_size_is_refused_by_file_and_line(tmp_path, resolution):
+    write_lines(tmp_path / "train.jsonl", {"prompt": "a"}, {"prompt": "a", "metadata": {"resolution": resolution}})
+    with pytest.raises(ValueError, match="train.jsonl:2: resolution=.* must be a side in pixels, or .height, width."):
+        load_sizes(tmp_path, "train", 64)
+
+
+def test_a_size_that_a_policy_cannot_draw_is_refused_by_file_and_line(tmp_path, policy):
+    write_lines(tmp_path / "train.jsonl", {"prompt": "a"}, {"prompt": "a", "metadata": {"resolution": [64, 48]}})
+    write_lines(tmp_path / "test.jsonl", *[{"prompt": "a", "metadata": {"resolution": [64, 44]}}] * 2)
+    with pytest.raises(ValueError, match=r"test.jsonl:1: resolution=\(64, 44\) must be a multiple of 8"):
+        check_sizes(policy.set_resolution, tmp_path)
 
 
 def test_prompts_are_the_files_lines_without_blank_ones(tmp_path):

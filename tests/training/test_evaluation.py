@@ -114,6 +114,24 @@ def test_evaluation_leaves_the_random_states_and_later_rollouts_alone(policy, sc
     assert torch.equal(rollout(policy, prompts, [1, 2], SDE(3, 0.7), 2).images, before.images)
 
 
+def test_prompts_of_several_sizes_are_each_drawn_at_their_own(policy, scorers):
+    sizes = [(64, 64), (48, 32), (64, 64), (48, 32), (64, 64)]
+    try:
+        mixed = run(policy, scorers, sizes=sizes)
+        policy.set_resolution(64)
+        square = run(policy, scorers)
+        policy.set_resolution((48, 32))
+        other = run(policy, scorers)
+    finally:
+        policy.set_resolution(64)
+    # by their first prompts: the batches of 0 and 2, of 1 and 3, and of 4
+    assert [sample.prompt for sample in mixed.samples] == [HELD_OUT[i] for i in (0, 2, 1, 3, 4)]
+    assert [sample.image.shape[:2] for sample in mixed.samples] == [sizes[i] for i in (0, 2, 1, 3, 4)]
+    expected = [(square if size == (64, 64) else other).values["reward"][i] for i, size in enumerate(sizes)]
+    # the same prompts in other batches: the rounding of their kernels
+    assert mixed.values["reward"] == pytest.approx(expected, abs=1e-5)
+
+
 def test_no_more_samples_are_kept_than_asked_for(policy, scorers):
     evaluation = run(policy, scorers, batch_size=2, num_samples=3)
     assert [sample.prompt for sample in evaluation.samples] == HELD_OUT[:3]
