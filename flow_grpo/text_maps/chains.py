@@ -52,6 +52,8 @@ class Chains:
         # the positions of all targets from the first priced one to the last; those between them only cost some time
         self._first, self._last = min(prices), max(prices) + 1
         by_target = np.array([prices.get(target, 0.0) for target in range(len(targets.texts))])
+        # a single price is one number for every position, which saves a table for each line
+        self._only_price = next(iter(prices.values())) if len(prices) == 1 else None
         self._prices = by_target[targets.target_of]  # (N,), as are those below
         self._charges = self._prices * targets.place  # for leaving out every letter before a position
         # the best chain that ends at each position, or before it: its value, its last line, and the end of that
@@ -79,17 +81,17 @@ class Chains:
         begin, from_line, from_end = self._begin(steps)
         # the best span for each end
         value = _spans_from(begin, ends, fit.gain.shape[1]) + fit.gain[rows]  # (r, width)
-        value -= self._prices[ends, None] * (fit.size if len(fit.size) == 1 else fit.size[rows])
-        value -= TIE
+        prices = self._prices[ends, None] if self._only_price is None else self._only_price
+        value -= prices * (fit.size if len(fit.size) == 1 else fit.size[rows])
         if len(fit.wrong):  # rather than a right letter that stands for two
             wrong = fit.wrong[(fit.wrong >= rows.start) & (fit.wrong < rows.stop)] - rows.start
             value[wrong, fit.length - 1] += 5 * TIE
         column = value.argmax(axis=1)
-        value = value[self._positions[: len(ends)], column]  # (r,)
+        value = value[self._positions[: len(ends)], column] - TIE  # (r,)
         for target in skipped:
             value[fit.bounds[target] - rows.start : fit.bounds[target + 1] - rows.start] = -np.inf
         self._lasts[line] = _Lasts(ends, column + 1, from_line, from_end)
-        if fit.followed:
+        if fit.followed and self._has_words:
             self._values[line] = np.full(len(self._best), -np.inf)
             self._values[line][ends] = value
         at_break = fit.at_break[rows]
@@ -111,19 +113,22 @@ class Chains:
     def _improve(self, line: int, ends: np.ndarray, value: np.ndarray) -> None:
         """Keep the chains that end with this line where they beat what is known. ends: breaks, ascending."""
         value = value + self._charges[ends]
-        gaps = self._gaps[ends]
-        closed = ends[~gaps]
-        self._keep(line, closed, value[~gaps] - self._charges[closed], closed)
+        if len(self._with_gaps) < self._last - self._first:
+            closed = ~self._gaps[ends]
+            self._keep(line, ends[closed], value[closed] - self._charges[ends[closed]], ends[closed])
+        if not self._with_gaps:
+            return
+        bounds = ends.searchsorted(self._targets.origins).tolist()
         for target in self._with_gaps:
-            first, last = np.searchsorted(ends, self._targets.origins[target : target + 2])
-            reached = _rising(value[first:last], ends[first:last], self._charges)
-            if not reached:
+            own = ends[bounds[target] : bounds[target + 1]]
+            reached = _rising(value[bounds[target] : bounds[target + 1]])
+            if not len(reached):
                 continue
             # from each such end, all letters up to any later break may be left out
             breaks = self._targets.breaks[target]
-            breaks = breaks[np.searchsorted(breaks, ends[first + reached[0]]) :]
-            source = first + np.array(reached)[np.searchsorted(ends[first:last][reached], breaks, side="right") - 1]
-            self._keep(line, breaks, value[source] - self._charges[breaks], ends[source])
+            breaks = breaks[breaks.searchsorted(own[reached[0]]) :]
+            source = reached[own[reached].searchsorted(breaks, side="right") - 1]
+            self._keep(line, breaks, value[bounds[target] + source] - self._charges[breaks], own[source])
 
     def _keep(self, line: int, positions: np.ndarray, value: np.ndarray, ends: np.ndarray) -> None:
         better = value > self._best[positions] + TIE / 2
@@ -156,12 +161,12 @@ def _spans_from(begin: np.ndarray, ends: np.ndarray, width: int) -> np.ndarray:
     return spans[ends[0] : ends[-1] + 1] if dense else spans[ends]
 
 
-def _rising(value: np.ndarray, ends: np.ndarray, charges: np.ndarray) -> list[int]:
+def _rising(value: np.ndarray) -> np.ndarray:
     """Which chains are worth going on from: each better than all before it, with the charge for what it leaves out."""
-    reached, best = [], -np.inf
-    highs = np.maximum.accumulate(value)
-    for i in np.flatnonzero(value > np.concatenate([[-np.inf], highs[:-1]])).tolist():
-        if value[i] > best + TIE / 2:
-            best = value[i]
+    before = np.maximum.accumulate(np.concatenate([[-np.inf], value]))[:-1]
+    rising, reached, best = (value > before).nonzero()[0], [], -np.inf
+    for i, high in zip(rising.tolist(), value[rising].tolist()):
+        if high > best + TIE / 2:
+            best = high
             reached.append(i)
-    return reached
+    return np.array(reached, dtype=int)

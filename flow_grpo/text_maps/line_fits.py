@@ -54,10 +54,21 @@ class Targets:
         self._lengths = lengths
         self._longest = np.array([max(int(np.diff(breaks).max()), _SHORT_TARGET) for breaks in self.breaks])
         self.with_gaps = lengths > self._longest
+        self._spans: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}  # by the line's length
 
-    def longest_spans(self, text: str) -> np.ndarray:
-        """(T,) the longest span of each target that a line with this text may stand for."""
-        return np.minimum(self._lengths, np.maximum(_LONGEST * len(text), self._longest))
+    def spans_of(self, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The spans that a line of this length may stand for; the same arrays whenever it is asked.
+
+        Returns their lengths (width,), from 1; for each position the length of the longest that ends there (N,); and whether
+        the one as long as the line is a piece of a word (N,). All lengths are int16, which compares quickly.
+        """
+        if length not in self._spans:
+            by_target = np.minimum(self._lengths, np.maximum(_LONGEST * length, self._longest))
+            longest = np.minimum(self.place, by_target[self.target_of])
+            pieces = (longest >= max(length, 1)) & (self.within_word | np.roll(self.within_word, length))
+            lengths = np.arange(1, by_target.max() + 1, dtype=np.int16)
+            self._spans[length] = lengths, longest.astype(np.int16), pieces & (length > 0)
+        return self._spans[length]
 
 
 class Fit(NamedTuple):
@@ -97,35 +108,31 @@ def _agreements(targets: Targets, texts: Sequence[str]) -> Iterator[tuple[str, n
         # a batch of texts of similar lengths
         size = len(targets.place) * min(1 + len(texts[0]) // 8, 8)
         batch, texts = texts[: max(_BATCH // size, 1)], texts[max(_BATCH // size, 1) :]
-        tables = span_agreements(batch, targets.joined, int(targets.longest_spans(batch[-1]).max()))
+        tables = span_agreements(batch, targets.joined, len(targets.spans_of(len(batch[-1]))[0]))
         yield from zip(batch, tables, strict=True)
 
 
 def _fit(targets: Targets, text: str, agreements: Mapping[str, np.ndarray], confidence: float, followed: bool) -> Fit:
-    longest = targets.longest_spans(text)
-    lengths = np.arange(1, longest.max() + 1)  # (width,)
+    lengths, longest, pieces = targets.spans_of(len(text))
     agreement, size = agreements[text][:, : len(lengths)], np.maximum(len(text), lengths)[None]
     if _ends_in_hyphen(text):  # within a word the hyphen does not count as a letter
         within = targets.within_word & ~targets.after_hyphen
         agreement = np.where(within[:, None], agreements[text[:-1]][:, : len(lengths)], agreement)
         size = np.where(within[:, None], np.maximum(len(text) - 1, lengths), size)
-    fits = lengths <= np.minimum(targets.place, longest[targets.target_of])[:, None]  # (N, width), within one target
-    right = fits & (agreement > 0)
     # a piece of a word may be all wrong: it then takes the place of as many letters
-    wrong = np.zeros(len(fits), dtype=bool)
-    if 0 < len(text) <= len(lengths):
-        begins = np.roll(targets.within_word, len(text))
-        wrong = fits[:, len(text) - 1] & ~right[:, len(text) - 1] & (targets.within_word | begins)
-    ends = right.any(axis=1) | wrong
+    wrong = pieces & (agreement[:, min(len(text), len(lengths)) - 1] == 0)
+    ends = agreement.any(axis=1) | wrong
     if not followed:
         ends &= ~targets.within_word
-    ends = np.flatnonzero(ends)
-    gain = np.where(right[ends], confidence * agreement[ends], -np.inf)  # (r, width)
-    wrong = np.flatnonzero(wrong[ends])
+    ends = ends.nonzero()[0]
+    agreement = agreement[ends]  # (r, width)
+    right = (agreement > 0) & (lengths <= longest[ends, None])
+    gain = np.where(right, confidence * agreement, -np.inf)
+    wrong = wrong[ends].nonzero()[0]
     gain[wrong, min(len(text), len(lengths)) - 1] = 0.0
     return Fit(
         ends=ends,
-        bounds=np.searchsorted(ends, targets.origins).tolist(),
+        bounds=ends.searchsorted(targets.origins).tolist(),
         gain=gain,
         size=size if len(size) == 1 else size[ends],
         length=len(text),

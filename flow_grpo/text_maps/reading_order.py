@@ -12,6 +12,7 @@ from .engine import TextLine
 _NEAR = 2.5
 # The largest factor between the heights of letters in one word. "l" and "a" differ by 1.5, and boxes are loose.
 _SAME_SIZE = 2.0
+_BLOCK = 64  # lines that are compared with all others at once
 
 
 class Step(NamedTuple):
@@ -63,14 +64,18 @@ def steps_within_words(lines: Sequence[TextLine]) -> list[list[Step]]:
     lone = np.array([len(line.text.strip()) == 1 for line in lines])
     heights = np.maximum(np.where(lone, (high - low).max(axis=1), heights), 1e-6)
     steps: list[list[Step]] = []
-    for i in range(len(lines)):
-        apart = np.maximum(np.maximum(low - high[i], low[i] - high), 0)  # (L, 2), between the boxes, along and across
-        gaps = np.hypot(*apart.T) / np.minimum(heights, heights[i])
-        sizes = np.maximum(heights, heights[i]) / np.minimum(heights, heights[i])
-        near = np.flatnonzero((gaps <= _NEAR) & (sizes <= _SAME_SIZE))
-        earlier = near[near < i]
-        parted = _parted(centres, heights, earlier, i, near)
-        steps.append([Step(j, float(gaps[j])) for j in earlier[~parted].tolist()])
+    for first in range(0, len(lines), _BLOCK):
+        block = slice(first, first + _BLOCK)
+        # between the boxes, along and across: (b, L, 2)
+        apart = np.maximum(np.maximum(low - high[block, None], low[block, None] - high), 0)
+        smaller = np.minimum(heights, heights[block, None])  # (b, L)
+        gaps = np.hypot(apart[..., 0], apart[..., 1]) / smaller
+        near = (gaps <= _NEAR) & (np.maximum(heights, heights[block, None]) / smaller <= _SAME_SIZE)
+        for i in range(first, first + len(near)):
+            others = near[i - first].nonzero()[0]
+            earlier = others[: others.searchsorted(i)]
+            earlier = earlier[~_parted(centres, heights, earlier, i, others)]
+            steps.append([Step(*step) for step in zip(earlier.tolist(), gaps[i - first, earlier].tolist())])
     return steps
 
 
@@ -90,11 +95,10 @@ def _edge_lengths(corners: np.ndarray, one: int, other: int) -> np.ndarray:
 
 def _parted(centres: np.ndarray, heights: np.ndarray, lines: np.ndarray, i: int, others: np.ndarray) -> np.ndarray:
     """Whether the middle of another line stands on the way from each of these lines to line i. Returns a bool per line."""
-    ways = centres[i] - centres[lines]  # (J, 2)
-    lengths = np.hypot(*ways.T)[:, None]  # (J, 1)
-    to_others = centres[others] - centres[lines, None]  # (J, M, 2)
-    shares = (to_others * ways[:, None]).sum(axis=2) / np.maximum(lengths**2, 1e-6)
-    asides = to_others[..., 0] * ways[:, None, 1] - to_others[..., 1] * ways[:, None, 0]
-    between = (shares > 0.1) & (shares < 0.9) & (np.abs(asides) / np.maximum(lengths, 1e-6) < heights[others] / 2)
-    between &= (others != i) & (others != lines[:, None])
-    return between.any(axis=1)
+    others = others[others != i]  # and no line stands on its own way: its share is 0
+    along, down = (centres[i] - centres[lines]).T[..., None]  # (J, 1), the ways
+    lengths = np.hypot(along, down)
+    others_along, others_down = (centres[others] - centres[lines, None]).T.swapaxes(1, 2)  # (J, M)
+    shares = (others_along * along + others_down * down) / np.maximum(lengths**2, 1e-6)
+    asides = np.abs(others_along * down - others_down * along) / np.maximum(lengths, 1e-6)
+    return ((shares > 0.1) & (shares < 0.9) & (asides < heights[others] / 2)).any(axis=1)

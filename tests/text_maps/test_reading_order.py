@@ -57,3 +57,32 @@ def test_narrow_letter_whose_box_is_turned_has_its_height():
 
 def test_no_line_has_no_order():
     assert reading_order([]) == [] and steps_within_words([]) == []
+
+
+def test_steps_of_many_lines_are_those_of_each_pair_by_itself():
+    """Against the plain definition, on more lines than are compared at once; all upright, so no line needs turning."""
+    rng = np.random.default_rng(0)
+    heights, corners = rng.choice([8.0, 10, 12, 30], 150), rng.uniform(0, 300, (150, 2))
+    lines = [line("word", *corner, height=height) for corner, height in zip(corners, heights)]
+    low = np.array([line.quad[0] for line in lines], float)
+    high = np.array([line.quad[2] for line in lines], float)
+    heights, centres = (high - low)[:, 1], (low + high) / 2
+
+    def gap(i, j):
+        return np.hypot(*np.maximum(np.maximum(low[i] - high[j], low[j] - high[i]), 0)) / min(heights[i], heights[j])
+
+    def is_near(i, j):
+        return gap(i, j) <= 2.5 and max(heights[i], heights[j]) / min(heights[i], heights[j]) <= 2
+
+    def stands_between(k, i, j):
+        way, to_k = centres[i] - centres[j], centres[k] - centres[j]
+        aside = abs(to_k[0] * way[1] - to_k[1] * way[0]) / np.hypot(*way)
+        return 0.1 < to_k @ way / (way @ way) < 0.9 and aside < heights[k] / 2
+
+    found = steps_within_words(lines)
+    for i in range(150):
+        others = [k for k in range(150) if k != i and is_near(i, k)]
+        expected = [j for j in others if j < i and not any(stands_between(k, i, j) for k in others)]
+        assert [step.line for step in found[i]] == expected
+        assert [step.gap for step in found[i]] == pytest.approx([gap(i, j) for j in expected])
+    assert 200 < sum(map(len, found)) < 5000
