@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flow_grpo.score import PromptErrors, Score, check_images, to_uint8
 from scripts.pretrain.signs_judge import Verdict, check_caption, judge
+from scripts.pretrain.signs_world import SIZE
 
 
 class _Judge(ABC):
@@ -29,6 +30,11 @@ class _Judge(ABC):
     ) -> Score:
         """Raises ValueError for images of another size, or a prompt that is no caption of the signs world."""
         check_images(images, prompts, metadata)
+        if images.shape[2:] != (SIZE, SIZE):
+            raise ValueError(
+                f"the judge knows images of {SIZE} x {SIZE} pixels, and these are {images.shape[2]} x {images.shape[3]}; for "
+                "other sizes give --config.eval_rewards={}"
+            )
         pairs = zip(to_uint8(images), prompts, strict=True)
         rewards, details = zip(*(self._measure(judge(image, prompt)) for image, prompt in pairs), strict=True)
         columns = {name: torch.tensor([each[name] for each in details], device=images.device) for name in details[0]}

@@ -40,5 +40,5 @@ def test_prompts_of_another_world_are_named_before_a_run():
 
 
 def test_images_of_another_size_are_refused():
-    with pytest.raises(ValueError, match="expected an image"):
+    with pytest.raises(ValueError, match="knows images of 64 x 64 pixels, and these are 32 x 32; .*eval_rewards={}"):
         make_scorer(SIGNS)(torch.zeros(1, 3, 32, 32), [make_scene(0).caption])
