@@ -6,7 +6,9 @@ letters on the signs one by one. The latent autoencoder is an AutoencoderTiny of
 
 from collections.abc import Sequence
 
+import torch
 from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers.models.embeddings import get_2d_sincos_pos_embed_from_grid
 from tokenizers import Regex, Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from torch import nn
@@ -24,6 +26,7 @@ from scripts.pretrain.signs_world import COLORS, SHAPES, SIZE
 CLIP_LENGTH = 34  # tokens; the longest caption has 33 with both ends
 T5_LENGTH = 34
 TEXT_WIDTH = 128  # of a T5 token; the two CLIP towers have half each
+MOST_TOKENS = 16  # per side of an image: 128 px
 
 
 def make_clip_tokenizer(length: int = CLIP_LENGTH, extra_words: Sequence[str] = ()) -> CLIPTokenizer:
@@ -83,6 +86,19 @@ def make_clip_tower(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
     )
 
 
+def places(width: int) -> torch.Tensor:
+    """The embeddings (1, MOST_TOKENS ** 2, width) of a token's row and column.
+
+    An image takes the middle of the table. That of the training's 8 x 8 tokens has the rows and columns 0 to 7, as in a table
+    that ends there; those before and after let the model draw larger images, of any shape.
+    """
+    first = -(MOST_TOKENS - SIZE // 8) // 2
+    numbers = torch.arange(first, first + MOST_TOKENS, dtype=torch.float64)
+    columns, rows = torch.meshgrid(numbers, numbers, indexing="xy")
+    table = get_2d_sincos_pos_embed_from_grid(width, torch.stack([columns, rows]), output_type="pt")
+    return table.float()[None]
+
+
 def make_pipeline() -> StableDiffusion3Pipeline:
     """tiny-sd3 with random weights: 3.6 M parameters in the transformer, 64 image tokens of 8x8 pixels."""
     clip_tokenizer, t5_tokenizer = make_clip_tokenizer(), make_t5_tokenizer()
@@ -98,9 +114,10 @@ def make_pipeline() -> StableDiffusion3Pipeline:
         joint_attention_dim=TEXT_WIDTH,
         caption_projection_dim=width,
         pooled_projection_dim=TEXT_WIDTH,
-        pos_embed_max_size=SIZE // 8,
+        pos_embed_max_size=MOST_TOKENS,
         qk_norm="rms_norm",
     )
+    transformer.pos_embed.pos_embed.copy_(places(width))
     for name, module in transformer.named_modules():  # adaLN-zero: each block starts as the identity (arXiv:2212.09748)
         if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out")):
             nn.init.zeros_(module.weight)

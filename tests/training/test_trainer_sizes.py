@@ -8,23 +8,11 @@ from PIL import Image
 from tiny_run import REWARD, rollout_rows, state_of
 
 from flow_grpo.training.tracking import read_metrics
-from tests.training.policies.tiny_pipelines import save_sd3
 
 
-@pytest.fixture(scope="module")
-def wide_model(tmp_path_factory):
-    """The committed tiny model has no places for 12 tokens in a row; this one is random, and has."""
-    folder = tmp_path_factory.mktemp("wide") / "model"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        save_sd3(folder, pos_embed_max_size=16)
-    return folder
-
-
-def test_a_run_of_64_x_96_pixels_goes_from_prompts_to_a_checkpoint(make_trainer, wide_model, tmp_path):
+def test_a_run_of_64_x_96_pixels_goes_from_prompts_to_a_checkpoint(make_trainer, tmp_path):
     trainer = make_trainer(
         tmp_path,
-        model=str(wide_model),
         resolution=(64, 96),
         eval_resolution=64,
         num_epochs=1,
@@ -44,51 +32,43 @@ def test_a_run_of_64_x_96_pixels_goes_from_prompts_to_a_checkpoint(make_trainer,
     assert Image.open(samples / "eval-samples" / "000001" / "00.png").size == (64, 64)
 
 
-def test_prompts_of_two_sizes_train_each_epoch_at_one_and_resume_to_the_bit(make_trainer, wide_model, tmp_path):
+def test_prompts_of_two_sizes_train_each_epoch_at_one_and_resume_to_the_bit(make_trainer, tmp_path):
     """Two maps on tokens, rolled in their own grid; an evaluation of both sizes; a new process in the middle."""
     dataset = tmp_path / "prompts"
     dataset.mkdir()
     for split in ("train", "test"):
         lines = [
             {"prompt": f'a red circle and a blue sign "{word}"', "metadata": {"resolution": size} if size else {}}
-            for word in ("HUT", "SOB", "TAN")
-            for size in (None, [32, 48])
+            for word in ("HUT", "SOB")
+            for size in (None, [16, 48])
         ]
         (dataset / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    fields = dict(model=str(wide_model), dataset=str(dataset), resolution=64, seed=3)
-    fields |= {"rewards": {REWARD: 0.5, "ocr_map": 0.5}}
-    fields |= {
-        "eval_every": 4,
-        "num_epochs": 4,
-        "samples_every": 1,
-        "advantage.control": "rolled",
-        "num_eval_prompts": 0,
-    }
+    fields = dict(dataset=str(dataset), resolution=32, rewards={REWARD: 0.5, "ocr_map": 0.5}, seed=0)
+    fields |= {"eval_every": 3, "samples_every": 1, "advantage.control": "rolled", "num_eval_prompts": 0}
     whole = make_trainer(tmp_path / "whole", **fields)
-    drawn = [whole.parts.sampler.size(epoch) for epoch in range(4)]
-    assert set(drawn) == {(64, 64), (32, 48)}
+    drawn = [whole.parts.sampler.size(epoch) for epoch in range(3)]
+    assert drawn == [(16, 48), (32, 32), (16, 48)]
     whole.train()
     rows = rollout_rows(tmp_path / "whole")
     assert [(row["rollout/height"], row["rollout/width"]) for row in rows] == drawn
     assert all(row["update/initial_ratio_deviation"] == 0 < row["update/kl"] for row in rows)
+    samples = tmp_path / "whole" / "samples"
     for epoch, (height, width) in enumerate(drawn):
-        sample = tmp_path / "whole" / "samples" / "rollout-samples" / f"{epoch:06d}" / "00.png"
-        assert Image.open(sample).size == (width, height)
-    held_out = tmp_path / "whole" / "samples" / "eval-samples" / "000004"
-    assert {Image.open(held_out / f"{i:02d}.png").size for i in range(6)} == {(64, 64), (48, 32)}
+        assert Image.open(samples / "rollout-samples" / f"{epoch:06d}" / "00.png").size == (width, height)
+    evaluated = [Image.open(samples / "eval-samples" / "000003" / f"{i:02d}.png").size for i in range(4)]
+    assert evaluated == [(32, 32)] * 2 + [(48, 16)] * 2
 
-    changed = drawn.index(next(size for size in drawn if size != drawn[0]))
-    make_trainer(tmp_path / "parted", **fields | {"num_epochs": changed}).train()
+    make_trainer(tmp_path / "parted", **fields | {"num_epochs": 1}).train()
     make_trainer(tmp_path / "parted", **fields, resume_from="latest").train()
-    final = "checkpoint-000004"
-    ours, theirs = (state_of(tmp_path / name / final) for name in ("whole", "parted"))
-    assert all(torch.equal(ours[name], theirs[name]) if torch.is_tensor(ours[name]) else True for name in ours)
+    ours, theirs = (state_of(tmp_path / name / "checkpoint-000003") for name in ("whole", "parted"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if torch.is_tensor(ours[name]))
     assert rollout_rows(tmp_path / "parted")[-1]["rollout/reward_mean"] == rows[-1]["rollout/reward_mean"]
 
 
-def test_a_size_that_the_model_has_no_places_for_is_refused_by_file_and_line(make_trainer, wide_model, tmp_path):
+def test_a_size_that_the_model_has_no_places_for_is_refused_by_file_and_line(make_trainer, tmp_path):
     for split in ("train", "test"):
         lines = [{"prompt": 'a sign "HUT"', "metadata": {"resolution": [64, 136]}}]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(ValueError, match=r"train.jsonl:1: resolution=\(64, 136\) has 17 tokens along a side"):
-        make_trainer(tmp_path / "run", model=str(wide_model), dataset=str(tmp_path))
+        make_trainer(tmp_path / "run", dataset=str(tmp_path))

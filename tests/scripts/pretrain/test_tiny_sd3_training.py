@@ -5,7 +5,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 
 from scripts.pretrain.signs_world import COLORS, SHAPES, SIZE, make_scene, words
 from scripts.pretrain.stage import fit
@@ -38,6 +38,16 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def scenes():
     return render_scenes(8, seed=0)
+
+
+def test_the_places_of_the_trained_size_are_those_of_a_table_that_ends_there():
+    tiny = make_pipeline().transformer
+    own = SD3Transformer2DModel.from_config(dict(tiny.config) | {"pos_embed_max_size": SIZE // 8})
+    expected, latents = own.pos_embed.cropped_pos_embed(16, 16), SIZE // 4
+    assert torch.equal(tiny.pos_embed.cropped_pos_embed(latents, latents), expected)
+    wide = tiny.pos_embed.cropped_pos_embed(latents, 2 * latents).reshape(8, 16, -1)  # twice as many columns
+    assert torch.equal(wide[:, 4:12].reshape(expected.shape), expected)
+    assert len(wide[0].unique(dim=0)) == 16
 
 
 # The tokenizers

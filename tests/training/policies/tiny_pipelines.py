@@ -60,7 +60,7 @@ QWEN3_CHAT = CHAT + (
 MISTRAL_CHAT = "{% for m in messages %}[{{ m.role }}]{{ m.content[0].text }}{% endfor %}"
 
 
-def save_sd3(folder, pos_embed_max_size=8):
+def save_sd3(folder):
     """SD3.5-medium's traits: a block with a second attention, a last one that drops the text, RMS norms, three encoders."""
     transformer = SD3Transformer2DModel(
         sample_size=8,
@@ -72,7 +72,7 @@ def save_sd3(folder, pos_embed_max_size=8):
         joint_attention_dim=32,
         caption_projection_dim=32,
         pooled_projection_dim=32,
-        pos_embed_max_size=pos_embed_max_size,
+        pos_embed_max_size=8,
         dual_attention_layers=(0,),
         qk_norm="rms_norm",
     )
