@@ -10,7 +10,7 @@ from flow_grpo.score import Score, check_images
 
 class MoodyScorer:
     """Brightness with a map. Prompts: "raise", "refuse" (ValueError), "nonsense" and "wait" speak for the whole batch, until
-    `released` is set for the last; "invalid" for its image alone.
+    `released` is set for the last, which also prints a line; "invalid" for its image alone.
 
     map_kind: "reward", "importance" or None for a scorer without a map. num_waiting: the calls that wait or waited;
     most_at_once: how many did so together.
@@ -46,6 +46,7 @@ class MoodyScorer:
             self.num_waiting += 1
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
+        print("a batch waits", flush=True)
         self.released.wait()
         with self._lock:
             self._at_once -= 1

@@ -27,11 +27,11 @@ def served(scorer, token=None, **limits):
 
 
 def start_server(*arguments, port=0, token=None):
-    """Begin to run scripts/serve_rewards.py."""
+    """Begin to run scripts/serve_rewards.py. Its log goes where this process's errors go: a pipe that nobody reads fills up."""
     command = [sys.executable, ROOT / "scripts/serve_rewards.py", "--port", str(port), *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     environment |= {"FLOW_GRPO_REWARD_TOKEN": token} if token else {}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def url_of(process):
