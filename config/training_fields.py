@@ -178,7 +178,7 @@ class Update(Section):
     spatial_kl: float = field(
         0.0,
         "How much less KL the region that the maps reward gets, and how much more the rest; the mean weight stays 1. Use "
-        "it when the policy earns its reward by emptying the scene around the text.",
+        "it when the policy earns its reward by emptying the scene around the text. With `beta=0` there is nothing to spread.",
         ge=0,
         le=1,
     )

@@ -146,5 +146,3 @@ def _check_objective(config: ml_collections.ConfigDict) -> None:
             f"train.skip_zero_advantages=True would drop the KL of images without advantage, and train.beta={train.beta} "
             "is above 0; set one of them to nothing, or train.drop_zero_advantages=True, which means to do that"
         )
-    if train.spatial_kl > 0 and train.beta == 0:
-        raise ValueError(f"train.spatial_kl={train.spatial_kl} has no effect with train.beta=0")

@@ -88,6 +88,10 @@ def _checked(name: str, images: Tensor) -> Callable[[Score], Score]:
             raise RuntimeError(f"scorer {name!r} gave {type(score).__name__}; it must give a Score")
         if len(score.reward) != len(images):
             raise RuntimeError(f"scorer {name!r} gave {len(score.reward)} rewards for {len(images)} images; mend it")
+        if score.reward.device != images.device:
+            raise RuntimeError(
+                f"scorer {name!r} gave rewards on {score.reward.device} for images on {images.device}; move them there"
+            )
         if score.reward_map is not None and score.reward_map.shape[1:] != images.shape[2:]:
             height, width = images.shape[2:]
             raise RuntimeError(

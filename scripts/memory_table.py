@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the trainer is not install
 
 from flow_grpo.training.policies import flux, flux2, qwenimage, sd3, zimage  # noqa: E402
 from flow_grpo.training.policies.adapter import lora_config  # noqa: E402
-from scripts.benchmark.train import apart  # noqa: E402
+from scripts.benchmark.train import SHARED, TRANSFORMERS, apart  # noqa: E402
 
 GIB = 2**30
 HALF = 2  # bytes of a bf16 value
@@ -115,21 +115,6 @@ def zimage_inputs(transformer, batch, side, length):
     )
 
 
-def sd35_medium() -> nn.Module:
-    return SD3Transformer2DModel(
-        sample_size=128,
-        num_layers=24,
-        num_attention_heads=24,
-        attention_head_dim=64,
-        joint_attention_dim=4096,
-        caption_projection_dim=1536,
-        pooled_projection_dim=2048,
-        dual_attention_layers=tuple(range(13)),
-        qk_norm="rms_norm",
-        pos_embed_max_size=384,
-    )
-
-
 def klein(num_layers: int, num_single_layers: int, num_heads: int, text_width: int) -> Callable[[], nn.Module]:
     return lambda: Flux2Transformer2DModel(
         num_layers=num_layers,
@@ -141,7 +126,12 @@ def klein(num_layers: int, num_single_layers: int, num_heads: int, text_width: i
 
 
 MODELS = {
-    "SD3.5-medium": Model(sd35_medium, sd3_inputs, sd3.LORA_TARGETS, encoders=5.6, passes=2),
+    "SD3.5-medium": Model(
+        lambda: SD3Transformer2DModel(**SHARED, **TRANSFORMERS["sd3.5-medium"]),
+        *(sd3_inputs, sd3.LORA_TARGETS),
+        encoders=5.6,
+        passes=2,
+    ),
     "FLUX.2-klein-base-4B": Model(klein(5, 20, 24, 2560), flux2_inputs, flux2.LORA_TARGETS, encoders=4.0, passes=2),
     "Z-Image": Model(ZImageTransformer2DModel, zimage_inputs, zimage.LORA_TARGETS, encoders=4.0, passes=2),
     "FLUX.2-klein-base-9B": Model(klein(8, 24, 32, 4096), flux2_inputs, flux2.LORA_TARGETS, encoders=8.2, passes=2),
@@ -248,21 +238,33 @@ def random_transformer(model: Model, device: str) -> nn.Module:
     return transformer
 
 
-def measured_gib(name: str, resolution: int, batch: int, length: int, gradient_checkpointing: bool) -> float | None:
-    """What a step needs at its peak beside the weights and the LoRA; None if the GPU is too small."""
+def measured_gib(name: str, resolution: int, batch: int, length: int) -> list[float | None]:
+    """What a step needs at its peak beside the weights and the LoRA, without and with checkpointing, in GiB.
+
+    None where the GPU is too small.
+    """
     model, device = MODELS[name], "cuda"
+    measured: list[float | None] = []
     try:
         transformer = random_transformer(model, device)
-        if gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
         inputs = model.inputs(transformer, batch * model.passes, resolution // PIXELS_PER_TOKEN, length)
         inputs = tree_map_only(torch.Tensor, lambda t: torch.rand(t.shape, dtype=t.dtype, device=device), inputs)
-        before = torch.cuda.memory_allocated()
-        outputs = transformer(**inputs, return_dict=False)[0]
-        sum(output.float().square().mean() for output in outputs).backward()
     except torch.cuda.OutOfMemoryError:
-        return None
-    return (torch.cuda.max_memory_allocated() - before) / GIB
+        return [None, None]
+    before = torch.cuda.memory_allocated()
+    for gradient_checkpointing in (False, True):
+        if gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            outputs = transformer(**inputs, return_dict=False)[0]
+            sum(output.float().square().mean() for output in outputs).backward()
+            measured.append((torch.cuda.max_memory_allocated() - before) / GIB)
+        except torch.cuda.OutOfMemoryError:
+            measured.append(None)
+        outputs = None
+        transformer.zero_grad()
+    return measured
 
 
 def main() -> None:
@@ -286,8 +288,7 @@ def main() -> None:
         cells = [f"{row[column]:.1f}" for column in columns]
         cells[-1] += f" ({row['total'] - row['encoders']:.1f})"
         if args.measure:
-            measured = [apart(measured_gib, name, *sizes, checkpointing) for checkpointing in (False, True)]
-            cells += ["-" if gib is None else f"{gib:.1f}" for gib in measured]
+            cells += ["-" if gib is None else f"{gib:.1f}" for gib in apart(measured_gib, name, *sizes)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 

@@ -176,6 +176,14 @@ def test_map_of_another_size_than_the_images_is_refused_by_the_scorers_name():
     assert WeightedScorers({"fit": Plain(1.0, map_size=(16, 16))}, {"fit": 1})(IMAGES, PROMPTS)
 
 
+def test_rewards_on_another_device_than_the_images_are_refused_by_the_scorers_name():
+    score = Score(torch.ones(2))
+    object.__setattr__(score, "reward", torch.ones(2, device="meta"))
+    scorers = WeightedScorers({"far": lambda *batch: score}, {"far": 1.0})
+    with pytest.raises(RuntimeError, match="scorer 'far' gave rewards on meta for images on cpu; move them"):
+        scorers(torch.rand(2, 3, 16, 16), ["a", "b"])
+
+
 def test_prompts_are_checked_by_each_scorer_that_can():
     scorers = make_scorers("cpu", {"ocr": 1.0, "jpeg_compressibility": 1.0}, {"ocr": ENGINE})
     scorers.check_prompts(PROMPTS)

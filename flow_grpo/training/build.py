@@ -149,7 +149,7 @@ def _optimizer(config: ml_collections.ConfigDict, policy: Policy) -> torch.optim
 
 def _credit(config: ml_collections.ConfigDict, policy: Policy) -> Callable[..., tuple[Credit, dict[str, float]]]:
     """`assign_credit`, with what it needs of the configuration, and the policy's token grid at the time of the call."""
-    rewards, rule, spatial_kl = config.rewards.to_dict(), CreditRule(**config.advantage), config.train.spatial_kl
+    rewards, rule, spatial_kl = config.rewards.to_dict(), CreditRule(**config.advantage), _spatial_kl(config)
 
     def credit(scored: Scored, sigmas: list[float], seed: int) -> tuple[Credit, dict[str, float]]:
         return assign_credit(scored, sigmas, seed, rewards, rule, spatial_kl, policy.token_grid)
@@ -208,6 +208,11 @@ def _policy(config: ml_collections.ConfigDict, device: torch.device) -> tuple[Po
     return policy, identity
 
 
+def _spatial_kl(config: ml_collections.ConfigDict) -> float:
+    """train.spatial_kl; 0 where there is no KL that it could spread."""
+    return config.train.spatial_kl if config.train.beta > 0 else 0.0
+
+
 def _try_scorers(
     scorers: WeightedScorers, config: ml_collections.ConfigDict, sampler: GroupSampler, device: torch.device
 ) -> None:
@@ -216,7 +221,7 @@ def _try_scorers(
     scores = scorers(grey, sampler.prompts[:1], sampler.metadata[:1])
     if failed := [name for name, score in scores.items() if not score.valid.all()]:
         raise RuntimeError(f"{', '.join(failed)} could not score a grey image; the log says why")
-    mode, spatial_kl = config.advantage.mode, config.train.spatial_kl
+    mode, spatial_kl = config.advantage.mode, _spatial_kl(config)
     kinds = {name: score.map_kind for name, score in scores.items() if score.map_kind is not None}
     needs = {
         f"advantage.mode={mode}": (MODES[mode].map_kinds, "advantage.mode=scalar"),

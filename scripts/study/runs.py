@@ -37,6 +37,7 @@ def get_config(arm: str = "own") -> ml_collections.ConfigDict:
     config.num_groups = 8
     config.group_size = 12
     config.batch_size = 48
+    config.train.beta = config.train.spatial_kl = 0.0  # credit alone
     config.advantage.mode = "weight"
     config.advantage.evidence = "own"
     for field, value in ARMS[arm].items():

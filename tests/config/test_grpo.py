@@ -119,5 +119,5 @@ def test_an_unknown_run_is_refused_with_the_known_ones():
 
 def test_two_calls_share_nothing():
     one, other = get_config("tiny_ocr_map"), get_config("tiny_ocr_map")
-    one.train.beta = 1.0
-    assert other.train.beta != 1.0
+    one.train.beta = 0.123
+    assert other.train.beta != 0.123

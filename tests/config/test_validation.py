@@ -145,7 +145,6 @@ def _value(path):
         ),
         ({"train.ratio_norm": True, "sample.sde": "cps"}, ["train.ratio_norm", "sample.sde=flow", "cps"]),
         ({"train.skip_zero_advantages": True, "train.beta": 0.04}, ["skip_zero_advantages", "train.beta=0.04"]),
-        ({"train.spatial_kl": 0.5}, ["train.spatial_kl=0.5", "no effect", "train.beta=0"]),
         ({"train.spatial_kl": 1.5, "train.beta": 0.04}, ["train.spatial_kl=1.5", "1 or less"]),
     ],
 )

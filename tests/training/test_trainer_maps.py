@@ -36,11 +36,25 @@ def test_a_run_with_a_constant_map_is_the_scalar_run_bit_for_bit(make_trainer, t
         {"train.ratio_norm": True, "train.clip_range": 1e-3, "train.beta": 0.0, "advantage.std": "group"},
         {"train.spatial_kl": 1.0},
         {
+            **{"train.spatial_kl": 1.0, "train.beta": 0.0},  # no KL to spread, and so no need of a map
+            **{"rewards": {"jpeg_compressibility": 1.0}, "advantage.mode": "scalar", "train.ratio": "image"},
+        },
+        {
             **{"rewards": {REWARD: 0.8, "jpeg_compressibility": 0.2}, "advantage.combine": "each"},
             **{"advantage.evidence": "group", "advantage.control": "rolled"},
         },
     ],
-    ids=["residual-token", "group-cps", "fade-guidance", "importance", "window", "ratio-norm", "spatial-kl", "mixed"],
+    ids=[
+        "residual-token",
+        "group-cps",
+        "fade-guidance",
+        "importance",
+        "window",
+        "ratio-norm",
+        "spatial-kl",
+        "no-kl",
+        "mixed",
+    ],
 )
 def test_other_settings_train_too(make_trainer, tmp_path, monkeypatch, changes):
     monkeypatch.setenv("WANDB_MODE", "disabled")

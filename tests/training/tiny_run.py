@@ -28,6 +28,7 @@ def get_config():
     config.sample.eval_num_steps = 3
     config.train.num_steps = 2
     config.train.beta = 0.04
+    config.train.spatial_kl = 0.0
     config.train.learning_rate = 1e-3
     config.train.ema_every = 1
     return config

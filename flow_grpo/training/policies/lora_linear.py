@@ -6,7 +6,7 @@ With W (out, in) and bias b frozen, A (rank, in) and B (out, rank) trained, and 
 
 In fp32 the layer adds the two weights first. That costs one small product per pass, whatever the number of tokens, and the
 forward pass over the tokens is the base model's own. In half precision W' would round B A away, so there the adapter's
-output is added to the base's; the sum is the last product's own, and nothing is cast to fp32 and back.
+output is added to the base's, and nothing is cast to fp32 and back.
 """
 
 import torch
@@ -31,7 +31,10 @@ class LoraLinear(lora.Linear):
             outputs = _Merged.apply(rows, base.weight, base.bias, down, up, scale)
         else:
             low = F.linear(rows, down.to(rows.dtype))  # (tokens, rank)
-            outputs = torch.addmm(F.linear(rows, base.weight, base.bias), low, (scale * up).to(rows.dtype).t())
+            own, added = F.linear(rows, base.weight, base.bias), F.linear(low, (scale * up).to(rows.dtype))
+            # As matrices torch.compile would make this sum a product's own, which first copies `own`. In the shape of x the
+            # sum becomes a part of what follows.
+            return own.unflatten(0, x.shape[:-1]) + added.unflatten(0, x.shape[:-1])
         return outputs.unflatten(0, x.shape[:-1])
 
 
