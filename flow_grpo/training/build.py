@@ -120,7 +120,7 @@ def _build(
         gold=gold,
         credit=_credit(config, policy),
         policy=policy,
-        uses_maps=bool(MODES[config.advantage.mode].map_kinds) or config.train.spatial_kl > 0,
+        uses_maps=bool(MODES[config.advantage.mode].map_kinds) or _spatial_kl(config) > 0,
         optimizer=optimizer,
         ema=ema,
         updater=Updater(policy, optimizer, ema, distributed, update_rule),
