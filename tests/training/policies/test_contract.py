@@ -2,7 +2,7 @@
 
 import math
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -65,6 +65,12 @@ def randomise_adapter(policy, seed=0):
     with torch.no_grad():
         for parameter in policy.trainable_parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.fixture(scope="module")
+def shared(family):
+    """shared(mixed_precision, **options) -> a policy that several tests ask, and none changes: loading takes most seconds."""
+    return cache(family.make_policy)
 
 
 @pytest.fixture(scope="module")
@@ -194,8 +200,8 @@ def test_what_waits_on_the_cpu_comes_to_the_device_for_its_work_alone(family, po
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("guidance_scale, mixed_precision", [(1.0, "no"), (4.5, "no"), (4.5, "bf16")])
-def test_the_ratio_is_exactly_one_before_the_first_update(family, prompts, kind, guidance_scale, mixed_precision):
-    policy, sde = family.make_policy(mixed_precision, guidance_scale=guidance_scale), SDE(4, 0.7, kind)
+def test_the_ratio_is_exactly_one_before_the_first_update(shared, prompts, kind, guidance_scale, mixed_precision):
+    policy, sde = shared(mixed_precision, guidance_scale=guidance_scale), SDE(4, 0.7, kind)
     trajectories = rollout(policy, prompts, [1, 2], sde, num_kept=3)
     for step in range(3):
         density = replay(policy, trajectories, step, sde)
@@ -203,8 +209,8 @@ def test_the_ratio_is_exactly_one_before_the_first_update(family, prompts, kind,
         assert torch.equal(density.log_prob, trajectories.log_probs[:, step])
 
 
-def test_guidance_changes_the_velocity(family, policy, prompts):
-    guided = family.make_policy(guidance_scale=4.5)
+def test_guidance_changes_the_velocity(shared, policy, prompts):
+    guided = shared("no", guidance_scale=4.5)
     latents, embeds = some_latents(policy), policy.encode_prompts(prompts)
     assert (velocity(guided, latents, embeds) - velocity(policy, latents, embeds)).abs().max() > 1e-3
 
@@ -256,8 +262,8 @@ def test_gradients_reach_all_of_the_adapter_and_nothing_else(adapted, prompts):
     assert all("transformer_blocks.1.attn.add_q_proj" in name for name in without)
 
 
-def test_half_precision_leaves_the_adapter_the_vae_and_the_velocity_in_fp32(family, prompts):
-    policy = family.make_policy(mixed_precision="bf16")
+def test_half_precision_leaves_the_adapter_the_vae_and_the_velocity_in_fp32(shared, prompts):
+    policy = shared("bf16", guidance_scale=4.5)
     dtypes = {p.requires_grad: p.dtype for p in policy.network.parameters() if p.is_floating_point()}
     assert dtypes == {True: torch.float32, False: torch.bfloat16}
     assert next(policy.pipeline.vae.parameters()).dtype == torch.float32
@@ -399,9 +405,15 @@ def test_compiled_blocks_compute_the_same_in_the_same_graphs_for_sampling_and_up
     with policy.disable_adapter(), adapted.disable_adapter():
         assert torch.equal(velocity(policy, latents, embeds), velocity(adapted, latents, embeds))
     assert policy.adapter_state().keys() == adapted.adapter_state().keys()
-    both = counter.frame_count
-    velocity(policy, latents[:1], policy.encode_prompts(prompts[:1]))
-    assert counter.frame_count == both + num_blocks  # of its own size, beside those of the larger batch
+
+
+def test_a_batch_of_another_size_has_graphs_of_its_own(make_family, prompts):
+    """One family stands for all: tracing is what takes the seconds here, and each size is traced anew."""
+    policy, counter = make_family("sd3").make_policy(), CompileCounter()
+    policy.compile(backend=counter)
+    for calls, batch in enumerate((2, 1), 1):
+        velocity(policy, some_latents(policy, batch), policy.encode_prompts(prompts[:batch]))
+        assert counter.frame_count == calls * len(list(blocks(policy)))
 
 
 def test_compiled_blocks_may_be_checkpointed_too(family, adapted, prompts):
