@@ -36,6 +36,7 @@ def get_config(name: str) -> ml_collections.ConfigDict:
     config.reward_options = ml_collections.ConfigDict(scoring.reward_options, allow_dotted_keys=True)
     # The rollout alone is looked at: a JPEG's size has no map, and the update may be short.
     config.advantage.mode = "scalar"
+    config.train.beta = config.train.spatial_kl = 0.0
     config.batch_size = 8  # the last batch's OCR has no sampling to hide behind
     config.train.num_steps = 1
     return config

@@ -77,7 +77,9 @@ def benchmark_step(args: argparse.Namespace) -> dict:
     runs = {"scalar": [], "weight": []}
     for _ in tqdm(range(args.repeats), desc="pairs of runs"):
         for mode, results in runs.items():
-            results.append(run_epochs(TINY, args.epochs, [f"--config.advantage.mode={mode}", *args.overrides]))
+            # a spatial KL takes maps in either mode
+            overrides = [f"--config.advantage.mode={mode}", "--config.train.spatial_kl=0", *args.overrides]
+            results.append(run_epochs(TINY, args.epochs, overrides))
     medians = {mode: {key: statistics.median(r[key] for r in rs) for key in rs[0]} for mode, rs in runs.items()}
     pairs = list(zip(runs["weight"], runs["scalar"]))
     print(f"{'':<24}{'scalar':>10}{'weight':>10}{'ratio':>8}   (ratio: median over {args.repeats} pairs)")

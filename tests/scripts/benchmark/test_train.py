@@ -62,6 +62,7 @@ def test_the_scorings_are_runs_that_differ_in_their_scorer_alone():
     for name in SCORINGS:
         config, geometry = resolve(get_config(name), num_processes=1)
         assert geometry.num_groups * geometry.group_size == 128
+        assert config.advantage.mode == "scalar" and config.train.spatial_kl == 0  # what a reward without a map can do
         configs[name] = config.to_dict()
     options = {name: config.pop("reward_options") for name, config in configs.items()}
     assert options == {"free": {}, "worker": {"ocr_map": {"num_workers": 1}}, "serial": {}}
