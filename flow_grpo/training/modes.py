@@ -37,11 +37,10 @@ def weighted(part, maps, map_kind, **spread):
     return part[:, None] * (weights.double() - 1)
 
 
-def residual(part, maps, map_kind, *, lam, map_valid, group_ids, **_):
+def residual(*arguments, **spread):
     """lam * u, where `token_residuals` gives the residuals u. lam: a number, or (B,). Returns (B, N)."""
-    residuals, _ = token_residuals(maps, group_ids, map_kind, map_valid)
-    lam = lam.to(residuals).reshape(-1, 1) if isinstance(lam, torch.Tensor) else lam
-    return lam * residuals.double()
+    change, _ = _residuals(*arguments, **spread)
+    return change
 
 
 def weight_metrics(weights, fallback):
@@ -58,6 +57,25 @@ def weight_metrics(weights, fallback):
     }
 
 
+def residual_metrics(change, fallback):
+    """What the residuals did, as `weight_metrics`. change: (B, N), lam * u. fallback: (B,) bool. Returns
+
+    fallback_share  share of the images whose map was not used
+    residual_rms    root mean square of lam * u; the advantages A, to which it is added, have a root mean square near 1
+    """
+    return {"fallback_share": fallback.float().mean(), "residual_rms": change.detach().square().mean().sqrt().float()}
+
+
+def _residuals(part, maps, map_kind, *, lam, map_valid, group_ids, **_):
+    residuals, fallback = token_residuals(maps, group_ids, map_kind, map_valid)
+    lam = lam.to(residuals).reshape(-1, 1) if isinstance(lam, torch.Tensor) else lam
+    return lam * residuals.double(), fallback
+
+
+def _metrics_of_residuals(*arguments, **spread):
+    return residual_metrics(*_residuals(*arguments, **spread))
+
+
 def _weights(part, maps, map_kind, *, alpha, w_max, map_valid, neutral, evidence, group_ids, **_):
     return token_weights(part, maps, map_kind, alpha, w_max, map_valid, neutral, evidence, group_ids)
 
@@ -69,5 +87,5 @@ def _metrics_of_weights(*arguments, **spread):
 MODES = {
     "scalar": Mode(None, ()),
     "weight": Mode(weighted, MAP_KINDS, _metrics_of_weights),
-    "residual": Mode(residual, ("reward",)),
+    "residual": Mode(residual, ("reward",), _metrics_of_residuals),
 }

@@ -16,6 +16,8 @@ from itertools import product
 from pathlib import Path
 from threading import Lock
 
+import torch
+
 from flow_grpo.training.json_lines import append_row, read_rows
 from flow_grpo.training.tracking import read_metrics
 from scripts.study.runs import ARMS
@@ -69,13 +71,14 @@ def run_job(job: Job, runs_dir: Path, num_threads: int) -> dict:
         "curve": curve_of(read_metrics(run_dir), config["num_groups"] * config["group_size"]),
         "drift": json.loads((run_dir / "drift.json").read_text()),
         "seconds": round(time.perf_counter() - started),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
-    parser.add_argument("--learning-rates", nargs="+", type=float, default=[5e-4])
+    parser.add_argument("--learning-rates", nargs="+", type=float, default=[2e-3])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/study"))
     parser.add_argument("--results", type=Path, default=RESULTS)

@@ -22,7 +22,7 @@ COLUMNS = (
     "more than scalar, by seed",
     "mean exact",
     "samples to level",
-    "times fewer than scalar",
+    "times fewer than scalar, at least",
 )
 DRIFT = {"off_text": "off the text, levels", "shape_right": "shape right", "gold": "word right on its sign"}
 
@@ -71,7 +71,7 @@ def _cells(arm: str, own: list[dict], scalar: list[dict], level: float) -> list[
         return samples_to(samples, rows.mean(axis=0), level)
 
     def fewer(scalar_rows: np.ndarray, rows: np.ndarray) -> float:
-        return _ratio(crossing(scalar_rows), crossing(rows))
+        return _times_fewer(crossing(scalar_rows), crossing(rows), samples[-1])
 
     return [
         *(arm, f"{own[0]['learning_rate']:g}", str(len(own))),
@@ -151,9 +151,12 @@ def _accuracies(rows: Sequence[dict]) -> np.ndarray:
     return np.array([_curve(row)[1] for row in rows])
 
 
-def _ratio(one: float, other: float) -> float:
-    """one / other; two that never come are equal."""
-    return 1.0 if math.isinf(one) and math.isinf(other) else one / other
+def _times_fewer(scalar: float, arm: float, last: float) -> float:
+    """The scalar's samples to the level over the arm's. A scalar that never came counts as if it had come at the last sample.
+
+    Two that never come are equal.
+    """
+    return 1.0 if math.isinf(scalar) and math.isinf(arm) else min(scalar, last) / arm
 
 
 def _interval(value_low_high: tuple[float, float, float], digits: int = 3) -> str:

@@ -123,7 +123,7 @@ def _value(path):
         ({"rewards": {"ocr_map": 1.0, "ocr": -0.5}}, ["rewards=", "0 or more"]),
         ({"advantage.alpha": 1.5}, ["advantage.alpha=1.5", "1 or less"]),
         ({"advantage.w_max": 0.5}, ["advantage.w_max=0.5"]),
-        ({"train.ratio": "image"}, ["train.ratio=image", "advantage.mode=weight", "gspo_token"]),
+        ({"train.ratio": "image"}, ["train.ratio=image", "advantage.mode=residual", "gspo_token"]),
         ({"advantage.control": "rolled", "advantage.mode": "scalar"}, ["advantage.control=rolled", "control=none"]),
         ({"sample.sde": "cps", "sample.noise_level": 1.5}, ["sample.noise_level=1.5", "cps"]),
         ({"sample.guidance_scale": 0.5}, ["sample.guidance_scale=0.5", "1 or more"]),

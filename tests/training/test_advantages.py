@@ -17,6 +17,7 @@ from flow_grpo.training.advantages import (
     token_weights,
     weight_metrics,
 )
+from flow_grpo.training.modes import residual_metrics
 
 FP32_ROUNDING = 1e-5  # of numbers up to 8 that were computed in float64 and rounded once, and their fp32 mean
 
@@ -398,6 +399,12 @@ def test_residual_of_an_image_alone_is_zero():
 def test_residual_of_a_batch_without_a_usable_map_is_zero():
     residuals, fallback = token_residuals(torch.full((2, 5), math.nan), torch.tensor([0, 0]), "reward")
     assert torch.equal(residuals, torch.zeros(2, 5)) and fallback.all()
+
+
+def test_residual_metrics_by_hand():
+    change = torch.tensor([[0.0, 0.0, 0.0, 0.0], [2.0, -2.0, 0.0, 0.0]])
+    metrics = residual_metrics(change, torch.tensor([True, False]))
+    assert metrics == {"fallback_share": 0.5, "residual_rms": 1}
 
 
 def test_weight_metrics_by_hand():

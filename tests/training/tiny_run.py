@@ -14,6 +14,7 @@ def get_config():
     config = tiny_ocr_map()
     config.name = "tiny_run"
     config.rewards = {REWARD: 1.0}
+    config.advantage.mode = "weight"
     config.eval_rewards = {"jpeg_compressibility": {}}
     config.num_epochs = 3
     config.save_every = 1
