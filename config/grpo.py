@@ -94,7 +94,7 @@ def tiny_clip_gradcam() -> ml_collections.ConfigDict:
     """CLIP's score and its Grad-CAM map on the same model, by the embedded tiny-clip.
 
     accelerate launch --cpu train_sd3.py --config config/grpo.py:tiny_clip_gradcam
-    Two CPU cores, about 8 minutes. CLIP's score of a scene rises slowly: see docs/clip-maps.md.
+    Two CPU cores, about 8 minutes. CLIP's score of a scene rises slowly: see docs/tiny-clip.md.
     """
     config = tiny_ocr_map()
     del config.rewards.ocr_map
