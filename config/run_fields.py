@@ -70,7 +70,7 @@ class Model(Section):
 
     policy: str = field(
         "sd3",
-        "Model family: SD3 and SD3.5, FLUX.1, FLUX.2-dev, FLUX.2-klein, Qwen-Image, Z-Image. "
+        "Model family: SD3 and SD3.5, FLUX.1, FLUX.2-dev, FLUX.2-klein, Qwen-Image and 2.1, Z-Image. "
         "[Add a model family](add-a-model.md) explains how to add another.",
         choices=FAMILIES,
     )

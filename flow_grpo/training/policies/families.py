@@ -9,5 +9,6 @@ FAMILIES = {
     "flux2": "flow_grpo.training.policies.flux2:Flux2Policy",
     "flux2_klein": "flow_grpo.training.policies.flux2:Flux2KleinPolicy",
     "qwenimage": "flow_grpo.training.policies.qwenimage:QwenImagePolicy",
+    "qwenimage21": "flow_grpo.training.policies.qwenimage21:QwenImage21Policy",
     "zimage": "flow_grpo.training.policies.zimage:ZImagePolicy",
 }

@@ -94,15 +94,15 @@ def pipeline(family):
 # Tokens
 
 
-@pytest.mark.parametrize("token, side", [(0, 1), *((token, 8) for token in TOKENS)])
+@pytest.mark.parametrize("token, is_pixel", [(0, True), *((token, False) for token in TOKENS)])
 @torch.no_grad()
-def test_bright_pixels_reach_the_token_that_their_map_is_pooled_to(family, policy, token, side):
+def test_bright_pixels_reach_the_token_that_their_map_is_pooled_to(family, policy, token, is_pixel):
     """One pixel at the top left, and each token's square, by the VAE's encoder and the pipeline's own packing."""
-    row, column = token // 4 * 8, token % 4 * 8
+    row, column, side = family.side(token // 4), family.side(token % 4), 1 if is_pixel else family.side(1)
     square = (..., slice(row, row + side), slice(column, column + side))
-    bright_map = torch.zeros(1, 32, 32)
+    bright_map = torch.zeros(1, family.side(4), family.side(4))
     bright_map[square] = 1
-    images = 2 * torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)) - 1
+    images = 2 * torch.rand(8, 3, *bright_map.shape[1:], generator=torch.Generator().manual_seed(0)) - 1
     bright_images = images.clone()
     bright_images[square] = 1
 
@@ -140,44 +140,46 @@ def test_tokens_hold_every_latent_exactly_once(policy):
 
 
 def test_a_resolution_of_broken_tokens_is_refused(family):
-    with pytest.raises(ValueError, match="resolution=36 must be a multiple of 8"):
-        family.make_policy(resolution=36)
+    broken = family.side(4) + family.layout.multiple // 2
+    with pytest.raises(ValueError, match=f"resolution={broken} must be a multiple of {family.layout.multiple}"):
+        family.make_policy(resolution=broken)
 
 
 # The pipeline as reference
 
 
-@pytest.mark.parametrize("guidance_scale, width", [(1.0, 48), (4.5, 32)])
-def test_without_noise_a_rollout_draws_what_the_pipeline_draws(family, pipeline, prompts, guidance_scale, width):
+@pytest.mark.parametrize("guidance_scale, columns", [(1.0, 6), (4.5, 4)])
+def test_without_noise_a_rollout_draws_what_the_pipeline_draws(family, pipeline, prompts, guidance_scale, columns):
     """The same latents and images, square or not, of prompts of very different lengths in one batch."""
-    policy = family.make_policy(guidance_scale=guidance_scale, resolution=(32, width))
+    policy = family.make_policy(guidance_scale=guidance_scale, resolution=(family.side(4), family.side(columns)))
     uneven = ["a sign", prompts[1]]
     drawn = rollout(policy, uneven, [5, 6], ODE, num_kept=3)
     start, end = drawn.latents[:, 0], drawn.next_latents[:, -1]
-    expected = family.draw(pipeline, uneven, start, guidance_scale, width=width)
+    expected = family.draw(pipeline, uneven, start, guidance_scale, columns=columns)
     # fp32, three steps; the pipeline takes the halves of a guided batch in another order, or one by one, and guidance
     # multiplies their difference
     torch.testing.assert_close(end, expected, atol=4e-5, rtol=0)
-    other = family.draw(pipeline, uneven[::-1], start, guidance_scale, width=width)
+    other = family.draw(pipeline, uneven[::-1], start, guidance_scale, columns=columns)
     assert (other - expected).abs().max() > 1e-3, "prompts that do not matter would prove nothing"
-    images = family.draw(pipeline, uneven, start, guidance_scale, output_type="pt", width=width)
-    assert images.shape == (2, 3, 32, width)
+    images = family.draw(pipeline, uneven, start, guidance_scale, output_type="pt", columns=columns)
+    assert images.shape == (2, 3, family.side(4), family.side(columns))
     assert (images[0] - images[1]).abs().max() > 0.01, "images all alike would prove nothing"
     # the pipeline decodes both images at once
     torch.testing.assert_close(drawn.images, images, atol=2e-5, rtol=0)
 
 
 def test_a_policy_goes_from_one_size_to_another_and_back(family, policy, prompts):
-    wide, embeds = family.make_policy(resolution=(16, 48)), policy.encode_prompts(prompts)
+    size = (family.side(2), family.side(6))
+    wide, embeds = family.make_policy(resolution=size), policy.encode_prompts(prompts)
     square = velocity(policy, some_latents(policy), embeds)
     assert wide.token_grid == (2, 6)
     expected = velocity(wide, some_latents(wide), embeds)
-    policy.set_resolution((16, 48))
+    policy.set_resolution(size)
     try:
         assert policy.token_grid == (2, 6) and policy.latent_shape == wide.latent_shape
         assert torch.equal(velocity(policy, some_latents(policy), embeds), expected)
     finally:
-        policy.set_resolution(32)
+        policy.set_resolution(family.side(4))
     assert torch.equal(velocity(policy, some_latents(policy), embeds), square)
 
 
@@ -227,9 +229,9 @@ def test_a_batch_is_its_samples_one_by_one(policy, prompts):
         assert torch.equal(policy.decode(latents[one]), images[one])  # decoded image by image
 
 
-def test_decoded_images_are_fp32_in_the_unit_range(policy):
+def test_decoded_images_are_fp32_in_the_unit_range(family, policy):
     images = policy.decode(100 * some_latents(policy).bfloat16())
-    assert images.shape == (2, 3, 32, 32) and images.dtype == torch.float32
+    assert images.shape == (2, 3, family.side(4), family.side(4)) and images.dtype == torch.float32
     assert images.min() == 0 and images.max() == 1
 
 

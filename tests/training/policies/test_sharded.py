@@ -5,9 +5,9 @@ Two launches serve all families.
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from peft.utils import get_peft_model_state_dict
 
+from flow_grpo.training.policies.load import find_policy
 from tests.training.launching import by_two_processes, run
 from tests.training.policies.conftest import LAYOUTS
 from tests.training.policies.sharded_worker import ADAPTERS
@@ -108,11 +108,12 @@ def test_a_checkpoint_of_parts_goes_on_from_every_bit(two):
 
 def test_diffusers_opens_what_two_processes_wrote(family, adapter, parted, pipelines, two):
     averaged, folder = two[0]["averaged"], parted / f"{family}-{adapter}"
+    open_pipeline = find_policy(family).pipeline_class.from_pretrained
     if adapter == "full":
-        opened = DiffusionPipeline.from_pretrained(folder / "pipeline").transformer.state_dict()
+        opened = open_pipeline(folder / "pipeline").transformer.state_dict()
         expected = averaged
     else:
-        pipeline = DiffusionPipeline.from_pretrained(dict(pair.split("=") for pair in pipelines)[family])
+        pipeline = open_pipeline(dict(pair.split("=") for pair in pipelines)[family])
         pipeline.load_lora_weights(folder / "checkpoint-000001" / "lora_ema")
         opened = get_peft_model_state_dict(pipeline.transformer, adapter_name="default_0")
         # the file has the scale, 2, in one of the two matrices

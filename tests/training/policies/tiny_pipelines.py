@@ -1,6 +1,6 @@
 """Tiny pipelines with random weights, of diffusers' and transformers' own classes: one function per family.
 
-A token is 8 x 8 pixels, four latents of 4 channels, in all of them.
+A token is 8 x 8 pixels, four latents of 4 channels, in all of them but one: qwenimage21's is 16 x 16, one latent of 16.
 """
 
 import json
@@ -11,12 +11,15 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    AutoencoderKLQwenImage21,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    QwenImage21Pipeline,
+    QwenImage21Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -40,9 +43,13 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     T5Config,
     T5EncoderModel,
 )
+
+from flow_grpo.training.policies.qwenimage21 import PromptProcessor
 
 TOKENIZERS = Path("models/tiny-sd3")
 RESOLUTION = 32  # 4 x 4 tokens
@@ -57,6 +64,7 @@ QWEN3_CHAT = CHAT + (
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
+QWEN3_VL_CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content[0].text }}<|im_end|>\n{% endfor %}"
 MISTRAL_CHAT = "{% for m in messages %}[{{ m.role }}]{{ m.content[0].text }}{% endfor %}"
 
 
@@ -183,6 +191,43 @@ def save_qwenimage(folder):
     ).save_pretrained(folder)
 
 
+def save_qwenimage21(folder, sample_sigmas=None):
+    """Qwen-Image 2.1's traits: text and image in one sequence, a VAE with opacity, tokens of one latent.
+
+    The published pipeline holds a Qwen3VLProcessor, which wants torchvision; here it is a tokenizer in the same folder.
+    """
+    text = {
+        **{"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+        **{"num_key_value_heads": 1, "head_dim": 16, "vocab_size": 600, "max_position_embeddings": 512},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+    }
+    vision = {
+        **{"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32},
+        **{"patch_size": 4, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+    }
+    transformer = QwenImage21Transformer2DModel(
+        in_channels=4 * LATENT_CHANNELS,
+        out_channels=4 * LATENT_CHANNELS,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        context_in_dim=32,
+        axes_dims_rope=(4, 6, 6),
+    )
+    processor = folder / "processor"
+    tokenizer(QWEN3_VL_CHAT).save_pretrained(processor)
+    pipeline = QwenImage21Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192),
+        vae=qwenimage21_vae(),
+        text_encoder=Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision)),
+        processor=PromptProcessor(processor),
+        sample_sigmas=sample_sigmas,
+    )
+    pipeline.register_to_config(processor=("transformers", "Qwen3VLProcessor"))
+    pipeline.save_pretrained(folder)
+
+
 def save_zimage(folder):
     """Z-Image's traits: refiners before the blocks, prompts of their own lengths, time and velocity the other way round."""
     transformer = ZImageTransformer2DModel(
@@ -258,6 +303,22 @@ def qwenimage_vae():
         temperal_downsample=[False, True],
         latents_mean=[0.1, -0.2, 0.3, 0.0],
         latents_std=[0.8, 1.2, 0.9, 1.1],
+    )
+    return kept_in_place(model)
+
+
+def qwenimage21_vae():
+    """16 pixels per latent, and a fourth channel, the opacity."""
+    torch.manual_seed(0)
+    channels = torch.arange(4.0 * LATENT_CHANNELS)
+    model = AutoencoderKLQwenImage21(
+        base_dim=8,
+        decoder_base_dim=8,
+        z_dim=len(channels),
+        dim_mult=[1, 1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=(channels / 40).tolist(),
+        latents_std=(1 + channels / 20).tolist(),
     )
     return kept_in_place(model)
 
