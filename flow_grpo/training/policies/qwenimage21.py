@@ -181,6 +181,7 @@ class QwenImage21Policy(PackedPipeline):
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
         latents = unpatchify(latents.float(), self.token_grid, self.patch_size) * std + mean  # (B, C, h, w)
+        latents = latents.contiguous()  # in other strides a batch of one would take other kernels than one of several
         images = vae.decode(latents.unsqueeze(2), return_dict=False)[0][:, :, 0]  # an image is a film of one frame
         colours, opacity = (images / 2 + 0.5).clamp(0, 1).split([3, 1], dim=1)
         return colours * opacity + (1 - opacity)

@@ -215,7 +215,9 @@ def save_qwenimage21(folder, sample_sigmas=None):
         axes_dims_rope=(4, 6, 6),
     )
     processor = folder / "processor"
-    tokenizer(QWEN3_VL_CHAT).save_pretrained(processor)
+    words = tokenizer(QWEN3_VL_CHAT)
+    words.add_tokens(["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"], special_tokens=True)
+    words.save_pretrained(processor)
     pipeline = QwenImage21Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192),
