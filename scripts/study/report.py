@@ -51,10 +51,10 @@ def compared(rows: Sequence[dict]) -> dict[str, list[dict]]:
 
 
 def half_way(arms: dict[str, list[dict]]) -> float:
-    """The level that the arms are timed to: half-way from where all start to the best arm's mean end."""
+    """The level that the arms are timed to: half-way from where the seeds start to the best arm's mean end."""
     ends = {arm: np.mean([_curve(r)[1][-1] for r in own]) for arm, own in arms.items()}
-    starts = [_curve(r)[1][0] for own in arms.values() for r in own]
-    return float((np.mean(starts) + max(ends.values())) / 2)
+    starts = {r["seed"]: _curve(r)[1][0] for own in arms.values() for r in own}  # the same in all arms
+    return float((np.mean(list(starts.values())) + max(ends.values())) / 2)
 
 
 def table(arms: dict[str, list[dict]], level: float) -> str:
