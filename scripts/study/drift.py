@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from config.grpo import tiny_ocr_map
+from flow_grpo.training.checkpoint import list_checkpoints
 from flow_grpo.training.data import load_prompts
 from flow_grpo.training.policies.load import load_policy
 from flow_grpo.training.rollout import SDE, rollout
@@ -64,10 +65,14 @@ def draw(lora: Path | None, prompts: list[str]) -> np.ndarray:
     return (torch.cat(batches).float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
+def last_lora(run_dir: Path) -> Path:
+    """The averaged LoRA of the newest checkpoint; checkpoint-best may be of an earlier epoch."""
+    return list_checkpoints(run_dir)[-1] / "lora_ema"
+
+
 def main(run_dir: Path) -> None:
     prompts = load_prompts(tiny_ocr_map().dataset, "test")[-NUM_PROMPTS:]  # the first ones are the curve's
-    lora = sorted(run_dir.glob("checkpoint-*"))[-1] / "lora_ema"
-    measured = drift_of(draw(lora, prompts), draw(None, prompts), prompts)
+    measured = drift_of(draw(last_lora(run_dir), prompts), draw(None, prompts), prompts)
     (run_dir / "drift.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
 
 

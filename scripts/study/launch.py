@@ -18,6 +18,7 @@ from threading import Lock
 
 import torch
 
+from flow_grpo.training.checkpoint import list_checkpoints
 from flow_grpo.training.json_lines import append_row, read_rows
 from flow_grpo.training.tracking import read_metrics
 from scripts.study.runs import ARMS
@@ -56,7 +57,7 @@ def run_job(job: Job, runs_dir: Path, num_threads: int) -> dict:
     environment = os.environ | {"OMP_NUM_THREADS": str(num_threads), "WANDB_MODE": "disabled"}
     train = ["train_sd3.py", "--config", f"scripts/study/runs.py:{job.arm}", f"--config.run_dir={run_dir}"]
     train += [f"--config.seed={job.seed}", f"--config.train.learning_rate={job.learning_rate:g}"]
-    train += ["--config.resume_from=latest"] if any(run_dir.glob("checkpoint-*")) else []
+    train += ["--config.resume_from=latest"] if list_checkpoints(run_dir) else []
     started = time.perf_counter()
     with (run_dir / "run.log").open("a") as log:
         for command in (train, ["-m", "scripts.study.drift", str(run_dir)]):

@@ -91,13 +91,16 @@ def _lead(own: list[dict], scalar: list[dict]) -> str:
 
 
 def drift_table(arms: dict[str, list[dict]]) -> str:
-    lines = [f"| arm | {' | '.join(DRIFT.values())} |", "|---|---|---|---|"]
-    base = next(iter(arms.values()))[0]["drift"]  # the same for all runs: the base's images do not depend on the run
-    lines.append(f"| base | 0 | {base['base_shape_right']:.3f} | {base['base_gold']:.3f} |")
-    for arm, own in arms.items():
-        intervals = {name: bootstrap(np.mean, np.array([row["drift"][name] for row in own])) for name in DRIFT}
-        cells = [_interval(each, digits=1 if name == "off_text" else 3) for name, each in intervals.items()]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    """One line an arm, of its runs whose drift was measured."""
+    lines = [f"| arm | seeds | {' | '.join(DRIFT.values())} |", "|---|---|---|---|---|"]
+    drifts = {arm: [row["drift"] for row in own if row["drift"]] for arm, own in arms.items()}
+    base = next(drift for own in drifts.values() for drift in own)  # whose images do not depend on the run
+    lines.append(f"| base | | 0 | {base['base_shape_right']:.3f} | {base['base_gold']:.3f} |")
+    for arm, own in drifts.items():
+        if own:
+            intervals = {name: bootstrap(np.mean, np.array([drift[name] for drift in own])) for name in DRIFT}
+            cells = [_interval(each, digits=1 if name == "off_text" else 3) for name, each in intervals.items()]
+            lines.append(f"| {arm} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -128,13 +131,14 @@ def draw_drift(arms: dict[str, list[dict]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(5.5, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for index, (arm, own) in enumerate(arms.items()):
-        points = [(row["drift"]["gold"] - row["drift"]["base_gold"], row["drift"]["off_text"]) for row in own]
-        axes.scatter(*zip(*points), color=f"C{index}", label=arm, s=18)
+        drifts = [row["drift"] for row in own if row["drift"]]
+        gains = [drift["gold"] - drift["base_gold"] for drift in drifts]
+        axes.scatter(gains, [drift["off_text"] for drift in drifts], color=f"C{index}", label=arm, s=18)
     axes.set(xlabel="gain in words right on their signs", ylabel="change off the text, levels of 255")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

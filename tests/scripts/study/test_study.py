@@ -9,10 +9,10 @@ import torch
 
 from config.validation import resolve
 from scripts.pretrain.signs_world import HELD_OUT, make_scene
-from scripts.study.drift import drift_of
+from scripts.study.drift import drift_of, last_lora
 from scripts.study.launch import Job, curve_of, jobs_left
 from scripts.study.oracle import OracleScorer, oracle_map
-from scripts.study.report import best_rates, compared, half_way, run, table
+from scripts.study.report import best_rates, compared, drift_table, half_way, run, table
 from scripts.study.runs import ARMS, get_config
 
 SEED = HELD_OUT + 1
@@ -91,6 +91,11 @@ def test_an_arm_that_is_twice_as_fast_needs_half_the_samples():
     assert lines["own"].endswith("| 48 | 2.0 |") and lines["scalar"].endswith("| 96 (96 to 96) | 1.0 (1.0 to 1.0) |")
 
 
+def test_a_run_without_drift_counts_in_the_curves_alone():
+    lines = drift_table(compared([row("own", 1, [0.4, 0.5]), row("own", 2, [0.4, 0.7]) | {"drift": None}])).splitlines()
+    assert lines[-1].split(" | ")[:3] == ["| own", "1", "3.0"]
+
+
 def test_the_report_writes_tables_and_plots_beside_the_results(tmp_path, capsys):
     results = tmp_path / "results.jsonl"
     rows = [row(arm, seed, [0.4, 0.5 + seed / 50]) for arm in ("scalar", "own") for seed in (1, 2)]
@@ -141,6 +146,12 @@ def test_the_oracle_keeps_the_reward_of_ocr_and_changes_the_map_alone(rapidocr_e
     score, plain = oracle(images, [scene.caption]), oracle._ocr(images, [scene.caption])
     assert torch.equal(score.reward, plain.reward) and score.details.keys() == plain.details.keys()
     assert not torch.equal(score.reward_map, plain.reward_map) and score.map_kind == "reward"
+
+
+def test_drift_is_that_of_the_last_checkpoint_and_not_of_the_best(tmp_path):
+    for name in ("checkpoint-000002", "checkpoint-000006", "checkpoint-best"):
+        (tmp_path / name).mkdir()
+    assert last_lora(tmp_path) == tmp_path / "checkpoint-000006" / "lora_ema"
 
 
 def test_drift_counts_pixels_off_the_signs_alone():
