@@ -10,7 +10,7 @@ from config.validation import resolve
 from flow_grpo.training.policies.families import FAMILIES
 
 TINY_RUNS = ("tiny_ocr_map", "tiny_ocr", "tiny_clip_gradcam")
-UNTUNED_RUNS = ("ocr_map_zimage", "ocr_map_flux2_klein", "ocr_map_qwenimage", "ocr_map_flux2")
+UNTUNED_RUNS = ("ocr_map_zimage", "ocr_map_flux2_klein", "ocr_map_qwenimage", "ocr_map_qwenimage21", "ocr_map_flux2")
 RUNS = (
     *TINY_RUNS,
     "ocr_map_sd3",
