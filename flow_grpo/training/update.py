@@ -144,7 +144,7 @@ class Updater:
         """What says whether AdamW's epsilon or fp16's loss scale hold a step back; grad_norm: before clipping.
 
         grad_under_epsilon_share is of the gradient after clipping, which AdamW sees: where it lies under epsilon, a step is
-        shorter than the learning rate. DeepSpeed keeps no gradient to look at, and the share is left out there.
+        shorter than the learning rate.
         """
         num_elements = sum(parameter.numel() for parameter in self.parameters)
         health = {"grad_norm": grad_norm, "grad_rms": grad_norm / num_elements**0.5}
