@@ -78,7 +78,8 @@ class Model(Section):
     resolution: Any = field(
         512,
         'Size of the images in pixels: one side, or (height, width), as in `--config.resolution="(512, 768)"`. Each number '
-        "must be a multiple of a token's side, which is 16 in every published model here. Flow-GRPO uses 512. "
+        "must be a multiple of a token's side, which is 16 in the published models; Qwen-Image 2.1 wants multiples of 32. "
+        "Flow-GRPO uses 512. "
         "A prompt may [bring its own size](tutorials/own-prompts.md#of-several-sizes).",
     )
     eval_resolution: Any = field(
