@@ -39,7 +39,7 @@ def tiny_ocr_map() -> ml_collections.ConfigDict:
     """OCR maps on the embedded tiny model and its signs: the demo.
 
     accelerate launch --cpu train_sd3.py --config config/grpo.py:tiny_ocr_map
-    Two CPU cores, 6 to 7 minutes.
+    6 to 7 minutes of one CPU core.
     """
     config = base.get_config()
     config.model = "models/tiny-sd3"

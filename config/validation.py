@@ -132,6 +132,11 @@ def _check_objective(config: ml_collections.ConfigDict) -> None:
             f"advantage.control={control} changes maps, which advantage.mode={mode} does not use; set "
             "--config.advantage.control=none, or another mode"
         )
+    if config.advantage.evidence == "group" and mode != "weight":
+        raise ValueError(
+            f"advantage.evidence=group is of mode weight and would be ignored by advantage.mode={mode}; set "
+            "--config.advantage.mode=weight, or evidence=own"
+        )
     if train.ratio == "image" and MODES[mode].map_kinds:
         raise ValueError(
             f"train.ratio=image averages the tokens' advantages and would ignore advantage.mode={mode}; "

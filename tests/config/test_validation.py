@@ -125,6 +125,7 @@ def _value(path):
         ({"advantage.w_max": 0.5}, ["advantage.w_max=0.5"]),
         ({"train.ratio": "image"}, ["train.ratio=image", "advantage.mode=residual", "gspo_token"]),
         ({"advantage.control": "rolled", "advantage.mode": "scalar"}, ["advantage.control=rolled", "control=none"]),
+        ({"advantage.evidence": "group"}, ["advantage.evidence=group", "advantage.mode=residual", "mode=weight"]),
         ({"sample.sde": "cps", "sample.noise_level": 1.5}, ["sample.noise_level=1.5", "cps"]),
         ({"sample.guidance_scale": 0.5}, ["sample.guidance_scale=0.5", "1 or more"]),
         ({"train.ema_decay": 1.0}, ["train.ema_decay=1.0"]),
