@@ -1,5 +1,7 @@
 """Qwen-Image as a policy: any diffusers `QwenImagePipeline`, with LoRA on its attention and feed-forward layers."""
 
+from typing import Any
+
 import torch
 from diffusers import QwenImagePipeline
 
@@ -15,6 +17,30 @@ LORA_TARGETS = [
 ]
 # Nothing reads the text that leaves the last block, so these layers would have no gradient. DDP takes that for an error.
 UNUSED_IN_LAST_BLOCK = ["attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2"]
+
+
+def padded_embeds(tokens: torch.Tensor, mask: torch.Tensor | None, length: int) -> PromptEmbeds:
+    """Tokens (B, L, D) and their mask (B, L) with padding up to `length`. Without a mask all prompts have length L.
+
+    One length for every batch: another length may run other kernels, and the ratio would not start at exactly 1.
+    """
+    batch, own_length, width = tokens.shape
+    if mask is None:
+        mask = tokens.new_ones(batch, own_length)
+    missing = length - own_length
+    return PromptEmbeds(
+        tokens=torch.cat([tokens, tokens.new_zeros(batch, missing, width)], dim=1),
+        mask=torch.cat([mask.bool(), mask.new_zeros(batch, missing).bool()], dim=1),
+    )
+
+
+def vae_latents(config: Any, latents: torch.Tensor) -> torch.Tensor:
+    """The transformer's latents (B, C, h, w) on the scale of the VAE with this configuration."""
+    mean, std = (
+        torch.tensor(values, device=latents.device).reshape(1, -1, 1, 1)
+        for values in (config.latents_mean, config.latents_std)
+    )
+    return latents * std + mean
 
 
 class QwenImagePolicy(PackedPipeline):
@@ -46,15 +72,7 @@ class QwenImagePolicy(PackedPipeline):
         tokens, mask = self.pipeline.encode_prompt(
             prompts, device=self.device, max_sequence_length=self.max_sequence_length
         )
-        batch, length, width = tokens.shape
-        if mask is None:  # all prompts of the batch have the same length
-            mask = tokens.new_ones(batch, length)
-        # One length for every batch: another length may run other kernels, and the ratio would not start at exactly 1.
-        missing = self.max_sequence_length - length
-        return PromptEmbeds(
-            tokens=torch.cat([tokens, tokens.new_zeros(batch, missing, width)], dim=1),
-            mask=torch.cat([mask.bool(), mask.new_zeros(batch, missing).bool()], dim=1),
-        )
+        return padded_embeds(tokens, mask, self.max_sequence_length)
 
     def sigmas(self, num_steps: int) -> torch.Tensor:
         scheduler, (rows, columns) = self.pipeline.scheduler, self.token_grid
@@ -80,10 +98,7 @@ class QwenImagePolicy(PackedPipeline):
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         vae = self.pipeline.vae
-        mean, std = (
-            torch.tensor(values, device=self.device).reshape(1, -1, 1, 1)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        latents = unpatchify(latents.float(), self.token_grid, self.patch_size) * std + mean  # (B, C, h, w)
+        latents = unpatchify(latents.float(), self.token_grid, self.patch_size)  # (B, C, h, w)
+        latents = vae_latents(vae.config, latents)
         images = vae.decode(latents.unsqueeze(2), return_dict=False)[0][:, :, 0]  # an image is a film of one frame
         return (images / 2 + 0.5).clamp(0, 1)

@@ -12,6 +12,7 @@ from flow_grpo.training.image_size import Resolution, image_size
 from flow_grpo.training.patches import unpatchify
 from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
 from flow_grpo.training.policies.lora_pipeline import PackedPipeline
+from flow_grpo.training.policies.qwenimage import padded_embeds, vae_latents
 from flow_grpo.training.policies.schedule import linear_shift, scheduler_sigmas
 
 LORA_TARGETS = [
@@ -124,20 +125,13 @@ class QwenImage21Policy(PackedPipeline):
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> PromptEmbeds:
         tokens, mask, _ = self.pipeline.encode_prompt(prompts, device=self.device)
-        batch, length, width = tokens.shape
+        length = tokens.shape[1]
         if length > self.max_sequence_length:
             raise ValueError(
                 f"a prompt has {length} tokens with its chat template, more than max_sequence_length="
                 f"{self.max_sequence_length}; set it to {length} or more"
             )
-        if mask is None:  # all prompts of the batch have the same length
-            mask = tokens.new_ones(batch, length)
-        # One length for every batch: another length may run other kernels, and the ratio would not start at exactly 1.
-        missing = self.max_sequence_length - length
-        return PromptEmbeds(
-            tokens=torch.cat([tokens, tokens.new_zeros(batch, missing, width)], dim=1),
-            mask=torch.cat([mask.bool(), mask.new_zeros(batch, missing).bool()], dim=1),
-        )
+        return padded_embeds(tokens, mask, self.max_sequence_length)
 
     def sigmas(self, num_steps: int) -> torch.Tensor:
         """The scheduler's, from even steps, or from the `sample_sigmas` that a distilled model brings.
@@ -176,11 +170,8 @@ class QwenImage21Policy(PackedPipeline):
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """The VAE decodes red, green, blue and opacity; the image is what one sees on white."""
         vae = self.pipeline.vae
-        mean, std = (
-            torch.tensor(values, device=self.device).reshape(1, -1, 1, 1)
-            for values in (vae.config.latents_mean, vae.config.latents_std)
-        )
-        latents = unpatchify(latents.float(), self.token_grid, self.patch_size) * std + mean  # (B, C, h, w)
+        latents = unpatchify(latents.float(), self.token_grid, self.patch_size)  # (B, C, h, w)
+        latents = vae_latents(vae.config, latents)
         latents = latents.contiguous()  # in other strides a batch of one would take other kernels than one of several
         images = vae.decode(latents.unsqueeze(2), return_dict=False)[0][:, :, 0]  # an image is a film of one frame
         colours, opacity = (images / 2 + 0.5).clamp(0, 1).split([3, 1], dim=1)
