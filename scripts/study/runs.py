@@ -21,7 +21,9 @@ ARMS = {
     "inverted": {"advantage.control": "inverted"},
     "constant": {"advantage.control": "constant"},
     "oracle": {},
+    "residual_oracle": {"advantage.mode": "residual"},
 }
+ORACLE_ARMS = ("oracle", "residual_oracle")
 
 
 def get_config(arm: str = "own") -> ml_collections.ConfigDict:
@@ -43,7 +45,7 @@ def get_config(arm: str = "own") -> ml_collections.ConfigDict:
     for field, value in ARMS[arm].items():
         section, name = field.split(".")
         config[section][name] = value
-    if arm == "oracle":
+    if arm in ORACLE_ARMS:
         del config.rewards.ocr_map
         config.rewards[ORACLE] = 1.0
     return config

@@ -13,7 +13,7 @@ from scripts.study.drift import drift_of, last_lora
 from scripts.study.launch import Job, curve_of, jobs_left
 from scripts.study.oracle import OracleScorer, oracle_map
 from scripts.study.report import best_rates, compared, drift_table, half_way, run, table
-from scripts.study.runs import ARMS, get_config
+from scripts.study.runs import ARMS, ORACLE_ARMS, get_config
 
 SEED = HELD_OUT + 1
 
@@ -38,7 +38,7 @@ def test_arms_differ_in_their_advantage_and_the_oracles_scorer_alone():
     for arm in ARMS:
         other = get_config(arm).to_dict()
         differ = {field for field in own if own[field] != other[field]}
-        assert differ <= ({"name", "rewards"} if arm == "oracle" else {"name", "advantage"})
+        assert differ <= {"name", "advantage"} | ({"rewards"} if arm in ORACLE_ARMS else set())
 
 
 def test_an_unknown_arm_is_refused_with_the_known_ones():
