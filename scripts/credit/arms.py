@@ -7,6 +7,7 @@ from flow_grpo.training.credit import CreditRule
 
 REFERENCE = "scalar"
 ALPHA = 0.5  # of the controls
+CONTROLS = ("rolled", "shuffled", "inverted")  # a constant map is the reference
 
 
 def arms(rule: CreditRule, map_kinds: Iterable[str]) -> dict[str, CreditRule]:
@@ -22,8 +23,7 @@ def arms(rule: CreditRule, map_kinds: Iterable[str]) -> dict[str, CreditRule]:
     if set(map_kinds) == {"reward"}:
         for alpha in (0.5, 1.0):
             rules[f"residual, lam {alpha:g}"] = replace(plain, mode="residual", alpha=alpha)
-    for evidence in ("own", "group"):
-        for control in ("rolled", "shuffled", "inverted"):
-            label = f"{control}, {evidence}, alpha {ALPHA:g}"
-            rules[label] = replace(plain, evidence=evidence, control=control, alpha=ALPHA)
+    controlled = {label: real for label, real in rules.items() if label != REFERENCE and real.alpha == ALPHA}
+    for label, real in controlled.items():
+        rules |= {f"{control}, {label}": replace(real, control=control) for control in CONTROLS}
     return rules

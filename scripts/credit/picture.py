@@ -3,8 +3,9 @@
 import math
 from pathlib import Path
 
-CONTROLS = ("rolled", "shuffled", "inverted")
-STEPS_OF = ("scalar", "own, alpha 0.5", "group, alpha 0.5", "rolled, own, alpha 0.5")
+from scripts.credit.arms import CONTROLS
+
+STEPS_OF = ("scalar", "own, alpha 0.5", "group, alpha 0.5", "residual, lam 0.5", "rolled, residual, lam 0.5")
 
 
 def draw(result: dict, path: Path) -> None:
