@@ -56,6 +56,8 @@ class TextLine:
         quad = np.asarray(self.quad, dtype=np.float32)
         if quad.shape != (4, 2) or not np.isfinite(quad).all():
             raise ValueError(f"quad must be 4 finite corners (x, y), got {self.quad!r}")
+        if not isinstance(self.text, str):
+            raise ValueError(f"text must be a string, got {type(self.text).__name__}; decode it first")
         if not 0 <= self.confidence <= 1:
             raise ValueError(f"confidence must lie in [0, 1], got {self.confidence!r} for {self.text!r}")
         if self.characters is not None and "".join(character.text for character in self.characters) != self.text:

@@ -9,6 +9,7 @@ spawned workers. pebble's workers took 1.9 s to start and 327 MiB each; ours too
 import os
 import pickle
 import queue
+import reprlib
 import signal
 import socket
 import subprocess
@@ -228,8 +229,13 @@ def as_read(lines: list[TextLine]) -> list[TextLine]:
 
 
 def read_and_judge(engine: OcrEngine, image: np.ndarray, judge: Judge) -> Any:
-    """judge(engine(image)). Raises what the engine raises, and JudgeFailed where `judge` raises."""
+    """judge(engine(image)). Raises what the engine raises, and JudgeFailed where `judge` raises.
+
+    Raises ValueError where the engine returns something else than TextLines.
+    """
     lines = engine(image)
+    if not isinstance(lines, (list, tuple)) or not all(isinstance(line, TextLine) for line in lines):
+        raise ValueError(f"an OcrEngine must return a list of TextLines, got {reprlib.repr(lines)}")
     try:
         return judge(lines)
     except Exception as error:  # any error is raised where the result is awaited

@@ -88,6 +88,12 @@ def test_line_takes_any_corners_and_refuses_wrong_ones():
             TextLine(QUAD, "a", confidence)
 
 
+@pytest.mark.parametrize("text", [None, b"HUT", 3])
+def test_text_of_a_line_is_a_string(text):
+    with pytest.raises(ValueError, match=f"text must be a string, got {type(text).__name__}"):
+        TextLine(QUAD, text, 0.5)
+
+
 def test_character_lies_within_its_line():
     for confidence, start, end in ((1.1, 0, 1), (-0.1, 0, 1), (float("nan"), 0, 1)):
         with pytest.raises(ValueError, match="confidence"):

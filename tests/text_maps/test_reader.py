@@ -131,6 +131,13 @@ def test_each_image_is_judged_by_its_own_function_and_a_failed_one_is_none(num_w
         assert reader.submit(greys(51, 204, 102), judges).result() == ["51a", None, "102c"]
 
 
+@pytest.mark.parametrize("answer", [None, ["HUT"], [([[0, 0]] * 4, "HUT", 1.0)], [None]])
+def test_answer_that_is_no_list_of_lines_is_the_engines_failure(answer, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert make_reader(lambda image: answer).submit(greys(1, 2)).result() == [None, None]
+    assert "must return a list of TextLines, got " in caplog.text
+
+
 @both_kinds
 def test_error_of_a_judge_is_raised_and_is_not_the_images(num_workers, tmp_path):
     engine = MoodyEngine(tmp_path)
