@@ -131,36 +131,66 @@ def check_images(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapp
     if not images.is_floating_point():
         raise ValueError(f"images must be float in [0, 1], got {_describe(images)}; use images.float() / 255")
     _check_unit_range("images", images, "clamp an overshoot, divide 8-bit levels by 255, map [-1, 1] by (x + 1) / 2")
-    if isinstance(prompts, str) or len(prompts) != len(images):
-        got = "one string" if isinstance(prompts, str) else f"{len(prompts)} prompts"
-        raise ValueError(
-            f"prompts must be one per image, got {got} for {len(images)} images; give a list of that length"
-        )
-    if metadata and (isinstance(metadata, Mapping) or len(metadata) != len(images)):
-        got = "one mapping" if isinstance(metadata, Mapping) else f"{len(metadata)} entries"
-        raise ValueError(f"metadata must be one mapping per image, got {got} for {len(images)} images; or give None")
+    _check_prompts(prompts, len(images))
+    _check_metadata(metadata, len(images))
+
+
+def _check_prompts(prompts: Sequence[str], batch: int) -> None:
+    if isinstance(prompts, str) or not hasattr(prompts, "__len__") or len(prompts) != batch:
+        got = f"{len(prompts)} prompts" if isinstance(prompts, (list, tuple)) else type(prompts).__name__
+        raise ValueError(f"prompts must be one per image, got {got} for {batch} images; give a list of that length")
+    for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt {index} must be a string, got {type(prompt).__name__}; give the image's prompt")
+
+
+def _check_metadata(metadata: Sequence[Mapping[str, Any] | None] | None, batch: int) -> None:
+    if metadata is None or (hasattr(metadata, "__len__") and len(metadata) == 0):
+        return
+    if isinstance(metadata, (str, Mapping)) or not hasattr(metadata, "__len__") or len(metadata) != batch:
+        got = f"{len(metadata)} entries" if isinstance(metadata, (list, tuple)) else type(metadata).__name__
+        raise ValueError(f"metadata must be one mapping per image, got {got} for {batch} images; or give None")
+    for index, entry in enumerate(metadata):
+        if not isinstance(entry, (Mapping, type(None))):
+            raise ValueError(f"metadata of image {index} must be a mapping, got {type(entry).__name__}; or give None")
 
 
 def to_images(pictures: Sequence[Any]) -> Tensor:
     """Pictures as scorers take them: (B, 3, H, W) fp32 in [0, 1], on the CPU.
 
-    pictures: PIL images of any mode, or arrays (H, W, 3) uint8, all of one size. A transparent picture is laid on white.
+    pictures: PIL images, or arrays (H, W, 3) uint8, all of one size. A transparent picture is laid on white.
     Raises ValueError where a picture is something else, or of another size than the first.
     """
-    arrays = [_to_array(picture) for picture in pictures]
+    if isinstance(pictures, Image.Image):
+        raise ValueError("give a list of pictures, got Image; [picture] is a list of one")
+    arrays = [to_levels(picture) for picture in pictures]
+    if not arrays:
+        raise ValueError("give at least one picture, got none")
     sizes = sorted({array.shape[:2] for array in arrays})
     if len(sizes) != 1:
         raise ValueError(f"pictures must be of one size, got (height, width) {sizes}; resize them, or score them apart")
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
 
 
-def _to_array(picture: Any) -> np.ndarray:
+def to_levels(picture: Any) -> np.ndarray:
+    """A picture as `to_images` takes it, as (H, W, 3) uint8 RGB.
+
+    A PIL image of mode I (32 bits) or F (floats) is refused: nothing says which of its values is white.
+    """
     if isinstance(picture, Image.Image):
+        if picture.mode in ("I", "F"):
+            raise ValueError(
+                f"a picture of mode {picture.mode!r} has no white; scale it to 0 to 255 and convert it to L"
+            )
+        if picture.mode.startswith("I;16"):  # Pillow would cut at 255 instead of scaling
+            picture = Image.fromarray((np.asarray(picture) / 257 + 0.5).astype(np.uint8))
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        return np.array(picture.convert("RGB"))
+        picture = np.array(picture.convert("RGB"))
     if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,):
+        if picture.size == 0:
+            raise ValueError(f"a picture has no pixels, got {_describe(picture)}; leave it out")
         return picture
     raise ValueError(f"a picture must be a PIL image or an array (H, W, 3) uint8, got {_describe(picture)}")
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the package is not install
 from maps_page import Row, page  # noqa: E402
 
 from flow_grpo.map_overlay import Panel, figure  # noqa: E402
-from flow_grpo.score import Scorer  # noqa: E402
+from flow_grpo.score import Scorer, to_levels  # noqa: E402
 from flow_grpo.scorers import make_scorer, scorer_names  # noqa: E402
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -94,7 +94,7 @@ def read_image(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             image = ImageOps.exif_transpose(image)
             if not image.has_transparency_data:
-                return np.array(image.convert("RGB"))
+                return to_levels(image)
             picture = image.convert("RGBA")
     except (OSError, SyntaxError) as error:  # Pillow raises either for a broken file
         raise ValueError(f"no image that can be read ({error}); replace the file or take it away") from error

@@ -96,16 +96,28 @@ def test_bad_images_are_refused_with_a_remedy(images, message):
         check_images(images, PROMPTS)
 
 
-@pytest.mark.parametrize("prompts", [["one"], "ab", []])
+@pytest.mark.parametrize("prompts", [["one"], "ab", [], None, iter(PROMPTS)])
 def test_prompts_must_be_one_per_image(prompts):
     with pytest.raises(ValueError, match="prompts must be one per image"):
         check_images(IMAGES, prompts)
 
 
-@pytest.mark.parametrize("metadata", [[{}], {"targets": ["HUT"]}])
+@pytest.mark.parametrize("prompt", [None, 3, b"bytes", ["nested"]])
+def test_a_prompt_that_is_no_text_is_refused_by_its_place(prompt):
+    with pytest.raises(ValueError, match=f"prompt 1 must be a string, got {type(prompt).__name__}"):
+        check_images(IMAGES, [PROMPTS[0], prompt])
+
+
+@pytest.mark.parametrize("metadata", [[{}], {"targets": ["HUT"]}, 3, "ab"])
 def test_metadata_must_be_one_per_image(metadata):
     with pytest.raises(ValueError, match="metadata must be one mapping per image"):
         check_images(IMAGES, PROMPTS, metadata)
+
+
+def test_metadata_of_an_image_is_a_mapping_or_none():
+    check_images(IMAGES, PROMPTS, [None, {"targets": ["HUT"]}])
+    with pytest.raises(ValueError, match="metadata of image 1 must be a mapping, got str"):
+        check_images(IMAGES, PROMPTS, [{}, "targets"])
 
 
 def test_every_8_bit_level_survives_the_way_to_float_and_back():
@@ -143,9 +155,20 @@ def test_a_transparent_picture_is_laid_on_white():
     assert torch.equal(to_images([Image.new("RGBA", (2, 2), (0, 0, 0, 0))]), torch.ones(1, 3, 2, 2))
 
 
+def test_a_picture_of_16_bits_keeps_its_greys():
+    levels = np.array([[0, 128, 255]])
+    picture = Image.fromarray((levels * 257).astype(np.uint16))
+    assert to_images([picture])[0, 0].mul(255).round().tolist() == levels.tolist()
+
+
 @pytest.mark.parametrize(
     ("pictures", "message"),
     [
+        ([], "at least one picture"),
+        (Image.new("RGB", (2, 2)), "list of pictures, got Image"),
+        ([np.zeros((0, 2, 3), dtype=np.uint8)], r"no pixels.*\(0, 2, 3\)"),
+        ([Image.new("F", (2, 2))], "mode 'F'.*convert"),
+        ([Image.new("I", (2, 2))], "mode 'I'.*convert"),
         ([np.zeros((2, 2, 3), dtype=np.float32)], r"PIL image or an array \(H, W, 3\) uint8, got \(2, 2, 3\) float32"),
         (["photo.png"], "got str"),
         ([Image.new("RGB", (2, 2)), Image.new("RGB", (2, 3))], r"one size, got .*\(2, 2\), \(3, 2\).*resize"),

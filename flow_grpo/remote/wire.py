@@ -42,13 +42,13 @@ def bearer_token(variable: str | None = None) -> str | None:
 def encode_batch(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None) -> bytes:
     """A batch as a request. images: (B, H, W, 3) uint8 RGB, as `to_uint8` gives them.
 
-    metadata: None, empty, or one mapping per image that JSON can hold. A tuple arrives as a list.
+    metadata: None, empty, or one mapping (or None) per image that JSON can hold. A tuple arrives as a list, None as {}.
     Raises ValueError for a value that JSON or UTF-8 cannot hold.
     """
     try:
         texts = {"prompts": _json(list(prompts))}
         if metadata:
-            texts["metadata"] = _json([dict(entry) for entry in metadata])
+            texts["metadata"] = _json([dict(entry or {}) for entry in metadata])
     except (TypeError, ValueError) as error:
         raise ValueError(f"prompts and metadata must be JSON to be scored elsewhere: {error}") from error
     return pack({"images": images}, texts)

@@ -31,7 +31,8 @@ def prompt_targets(
         )
     if metadata and "targets" in metadata:
         targets = metadata["targets"]
-        if isinstance(targets, str) or not targets or not all(isinstance(t, str) and t.strip() for t in targets):
+        listed = isinstance(targets, (list, tuple)) and targets
+        if not listed or not all(isinstance(target, str) and target.strip() for target in targets):
             raise ValueError(
                 f"metadata['targets'] must be a list of texts, got {targets!r} for the prompt {shortened(prompt)}"
             )

@@ -93,6 +93,10 @@ def test_unaligned_arrays_are_read_too():
     assert len(header) % 4 and unpack(bytearray(message))[0]["x"].tolist() == [2.5]
 
 
+def test_an_image_without_metadata_arrives_with_an_empty_one():
+    assert decode_batch(encode_batch(IMAGES, PROMPTS, [None, {"a": 1}]), max_batch=2)[2] == [{}, {"a": 1}]
+
+
 @pytest.mark.parametrize("metadata", [[{"a": float("nan")}, {}], [{"a": torch.zeros(1)}, {}], [{}, {"a": {1, 2}}]])
 def test_metadata_that_json_cannot_hold_is_refused_before_it_is_sent(metadata):
     with pytest.raises(ValueError, match="must be JSON to be scored elsewhere"):

@@ -276,3 +276,8 @@ def test_broken_image_is_refused_with_a_remedy(tmp_path):
     (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
     with pytest.raises(ValueError, match="no image that can be read .*replace the file"):
         read_image(tmp_path / "2.png")
+
+
+def test_image_of_16_bits_keeps_its_greys(tmp_path):
+    Image.fromarray(np.full((4, 6), 128 * 257, dtype=np.uint16)).save(tmp_path / "scan.png")
+    assert (read_image(tmp_path / "scan.png") == 128).all()

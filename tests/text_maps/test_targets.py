@@ -29,7 +29,7 @@ def test_metadata_targets_come_before_the_prompt():
     assert prompt_targets('says "HUT"', {}) == ["HUT"]
 
 
-@pytest.mark.parametrize("targets", ["HUT", [], [" "], [3], None])
+@pytest.mark.parametrize("targets", ["HUT", [], [" "], [3], None, 3, iter(["HUT"])])
 def test_wrong_metadata_targets_are_refused(targets):
     with pytest.raises(ValueError, match="targets"):
         prompt_targets('says "HUT"', {"targets": targets})
