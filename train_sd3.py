@@ -28,9 +28,6 @@ def main(arguments: list[str]) -> None:
         return
     config, geometry = resolve(parse(arguments), Distributed.launched_processes())
     # The trainer brings diffusers and the rest; what is wrong with a configuration is said before.
-    from flow_grpo.training.quiet import silence_known_noise
-
-    silence_known_noise()  # before the libraries are imported in full: they speak as they load
     from flow_grpo.training.build import build
     from flow_grpo.training.trainer import Trainer
 

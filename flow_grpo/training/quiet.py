@@ -1,7 +1,6 @@
 """Silence what diffusers and transformers are known to say about nothing; everything else they say stays."""
 
 import logging
-import warnings
 
 # Each is printed at every start and asks for nothing that a user of this trainer could do.
 KNOWN_NOISE = (
@@ -11,7 +10,6 @@ KNOWN_NOISE = (
     "{'block_out_channels': [40, 40, 40]} were passed to AutoencoderTiny",  # diffusers wrote them itself
     "There are modules in AutoencoderTiny that should be kept in float32: []",
 )
-KNOWN_WARNINGS = (r"`torch_dtype` is deprecated",)  # diffusers 0.42 says it of a name that 0.35 needs
 
 
 class _NoiseFilter(logging.Filter):
@@ -32,5 +30,3 @@ def silence_known_noise() -> None:
         for handler in logging.getLogger(name).handlers:
             if not any(isinstance(each, _NoiseFilter) for each in handler.filters):
                 handler.addFilter(_NoiseFilter())
-    for message in KNOWN_WARNINGS:
-        warnings.filterwarnings("ignore", message=message, category=FutureWarning)

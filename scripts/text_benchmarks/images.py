@@ -51,7 +51,7 @@ def load_pipeline(model: str, lora: str | None, mixed_precision: str, device: to
     """Any text-to-image pipeline of diffusers, with a LoRA where there is one."""
     from diffusers import DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(model, torch_dtype=WEIGHT_DTYPES[mixed_precision])
+    pipeline = DiffusionPipeline.from_pretrained(model, dtype=WEIGHT_DTYPES[mixed_precision])
     if lora is not None:
         if not Path(lora).is_dir():
             raise ValueError(f"--lora {lora} is no folder; give a checkpoint's lora or lora_ema")

@@ -1,5 +1,4 @@
 import logging
-import warnings
 
 from flow_grpo.training.quiet import KNOWN_NOISE, silence_known_noise
 
@@ -15,12 +14,3 @@ def test_known_noise_is_silenced_and_everything_else_stays(capsys):
     logger.warning("your VAE is on fire")
     said = capsys.readouterr().err
     assert "your VAE is on fire" in said and not any(noise in said for noise in KNOWN_NOISE)
-
-
-def test_a_deprecation_of_another_name_is_still_told():
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        silence_known_noise()
-        warnings.warn("`torch_dtype` is deprecated and will be removed", FutureWarning, stacklevel=1)
-        warnings.warn("`height` is deprecated", FutureWarning, stacklevel=1)
-    assert [str(each.message) for each in caught] == ["`height` is deprecated"]

@@ -8,6 +8,7 @@ import torch
 
 from flow_grpo.training.policies.base import Policy, PolicySettings
 from flow_grpo.training.policies.families import FAMILIES
+from flow_grpo.training.quiet import silence_known_noise
 
 WEIGHT_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -23,9 +24,10 @@ def load_policy(family: str, model: str, mixed_precision: str, lora: str | None 
         raise ValueError(f"lora={lora} is no folder; give a checkpoint's lora or lora_ema")
     if not Path(model).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise ValueError(f"model={model} is neither a folder here nor a hub id (OWNER/NAME)")
+    silence_known_noise()  # before the family's libraries are imported: they speak as they load
     policy_class = find_policy(family)
     try:
-        pipeline = policy_class.pipeline_class.from_pretrained(model, torch_dtype=WEIGHT_DTYPES[mixed_precision])
+        pipeline = policy_class.pipeline_class.from_pretrained(model, dtype=WEIGHT_DTYPES[mixed_precision])
     except OSError as error:
         where = "holds no whole pipeline" if Path(model).is_dir() else "is no folder here, and the hub did not give it"
         raise ValueError(f"model={model} {where}: {error}") from error
