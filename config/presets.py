@@ -36,6 +36,11 @@ FITS = {
     "FLUX.2-klein-base-9B": {"48gb": Fit(4, gradient_checkpointing=True), "80gb": Fit(2)},
     "FLUX.1-dev": {"48gb": Fit(3, gradient_checkpointing=True), "80gb": Fit(4)},
     "Qwen-Image": {"80gb": Fit(8, gradient_checkpointing=True, offload=True)},
+    "Qwen-Image-2.1": {
+        "24gb": Fit(4, gradient_checkpointing=True, offload=True),
+        "48gb": Fit(12, gradient_checkpointing=True),
+        "80gb": Fit(4),
+    },
 }
 
 

@@ -21,171 +21,25 @@ a tenth of the card free.
 
 import argparse
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
 import torch
 from accelerate import init_empty_weights
-from diffusers import (
-    Flux2Transformer2DModel,
-    FluxTransformer2DModel,
-    QwenImageTransformer2DModel,
-    SD3Transformer2DModel,
-    ZImageTransformer2DModel,
-)
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the trainer is not installed: it belongs to the checkout
 
-from flow_grpo.training.policies import flux, flux2, qwenimage, sd3, zimage  # noqa: E402
 from flow_grpo.training.policies.adapter import lora_config  # noqa: E402
-from scripts.benchmark.train import SHARED, TRANSFORMERS, apart  # noqa: E402
+from scripts.benchmark.train import apart  # noqa: E402
+from scripts.memory.kept import kept_bytes  # noqa: E402
+from scripts.memory.models import MODELS, Model  # noqa: E402
 
 GIB = 2**30
 HALF = 2  # bytes of a bf16 value
 COPIES_OF_ADAPTER = 5 * 4  # bytes per parameter: weight, gradient, two moments and average, in fp32
 PIXELS_PER_TOKEN = 16  # along a side, in every family
-
-
-@dataclass(frozen=True)
-class Model:
-    """A published model. encoders: billions of parameters of its text encoders. passes: 2 with classifier-free guidance."""
-
-    build: Callable[[], nn.Module]
-    inputs: Callable[[nn.Module, int, int, int], dict]  # (transformer, batch, tokens along a side, length of the text)
-    lora_targets: list[str]
-    encoders: float
-    passes: int
-    lora_rank: int = 32
-
-
-def tensor(*shape: int) -> torch.Tensor:
-    return torch.empty(*shape, device="meta", dtype=torch.bfloat16)
-
-
-def sd3_inputs(transformer, batch, side, length):
-    return dict(
-        hidden_states=tensor(batch, 16, 2 * side, 2 * side),
-        timestep=tensor(batch),
-        encoder_hidden_states=tensor(batch, 77 + length, 4096),
-        pooled_projections=tensor(batch, 2048),
-    )
-
-
-def flux_inputs(transformer, batch, side, length):
-    return dict(
-        hidden_states=tensor(batch, side**2, 64),
-        timestep=tensor(batch),
-        guidance=tensor(batch),
-        encoder_hidden_states=tensor(batch, length, 4096),
-        pooled_projections=tensor(batch, 768),
-        img_ids=torch.zeros(side**2, 3, device="meta"),
-        txt_ids=torch.zeros(length, 3, device="meta"),
-    )
-
-
-def flux2_inputs(transformer, batch, side, length):
-    return dict(
-        hidden_states=tensor(batch, side**2, 128),
-        timestep=tensor(batch),
-        guidance=tensor(batch) if transformer.config.guidance_embeds else None,
-        encoder_hidden_states=tensor(batch, length, transformer.config.joint_attention_dim),
-        img_ids=torch.zeros(side**2, 4, device="meta"),
-        txt_ids=torch.zeros(length, 4, device="meta"),
-    )
-
-
-def qwenimage_inputs(transformer, batch, side, length):
-    return dict(
-        hidden_states=tensor(batch, side**2, 64),
-        timestep=tensor(batch),
-        encoder_hidden_states=tensor(batch, length, 3584),
-        img_shapes=[[(1, side, side)]] * batch,
-    )
-
-
-def zimage_inputs(transformer, batch, side, length):
-    return dict(
-        x=[tensor(16, 1, 2 * side, 2 * side) for _ in range(batch)],
-        t=tensor(batch),
-        cap_feats=[tensor(length, 2560) for _ in range(batch)],
-    )
-
-
-def klein(num_layers: int, num_single_layers: int, num_heads: int, text_width: int) -> Callable[[], nn.Module]:
-    return lambda: Flux2Transformer2DModel(
-        num_layers=num_layers,
-        num_single_layers=num_single_layers,
-        num_attention_heads=num_heads,
-        joint_attention_dim=3 * text_width,
-        guidance_embeds=False,
-    )
-
-
-MODELS = {
-    "SD3.5-medium": Model(
-        lambda: SD3Transformer2DModel(**SHARED, **TRANSFORMERS["sd3.5-medium"]),
-        *(sd3_inputs, sd3.LORA_TARGETS),
-        encoders=5.6,
-        passes=2,
-    ),
-    "FLUX.2-klein-base-4B": Model(klein(5, 20, 24, 2560), flux2_inputs, flux2.LORA_TARGETS, encoders=4.0, passes=2),
-    "Z-Image": Model(ZImageTransformer2DModel, zimage_inputs, zimage.LORA_TARGETS, encoders=4.0, passes=2),
-    "FLUX.2-klein-base-9B": Model(klein(8, 24, 32, 4096), flux2_inputs, flux2.LORA_TARGETS, encoders=8.2, passes=2),
-    "FLUX.1-dev": Model(
-        lambda: FluxTransformer2DModel(guidance_embeds=True),
-        *(flux_inputs, flux.LORA_TARGETS),
-        encoders=4.9,
-        passes=1,
-        lora_rank=64,
-    ),
-    "Qwen-Image": Model(
-        *(QwenImageTransformer2DModel, qwenimage_inputs, qwenimage.LORA_TARGETS), encoders=8.3, passes=2, lora_rank=64
-    ),
-    "FLUX.2-dev": Model(Flux2Transformer2DModel, flux2_inputs, flux2.LORA_TARGETS, encoders=24.0, passes=1),
-}
-
-
-class FusedAttention(torch.autograd.Function):
-    """What a fused kernel keeps: queries, keys, values and the result. The meta device has no such kernel."""
-
-    @staticmethod
-    def forward(ctx, query, key, value):
-        result = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, result)
-        return result
-
-    @staticmethod
-    def backward(ctx, gradient):
-        raise NotImplementedError("nothing is computed on the meta device")
-
-
-def fused_attention(query, key, value, attn_mask=None, **options):
-    return FusedAttention.apply(query, key, value)
-
-
-def kept_bytes(transformer: nn.Module, inputs: dict) -> int:
-    """The bytes that autograd keeps between a forward pass and its backward pass, weights left out."""
-    weights = {parameter.untyped_storage()._cdata for parameter in transformer.parameters()}
-    kept = {}
-
-    def keep(saved: torch.Tensor) -> torch.Tensor:
-        storage = saved.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage  # held, so that no other storage gets its number
-        return saved
-
-    original = torch.nn.functional.scaled_dot_product_attention
-    torch.nn.functional.scaled_dot_product_attention = fused_attention
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-            transformer(**inputs, return_dict=False)
-    finally:
-        torch.nn.functional.scaled_dot_product_attention = original
-    return sum(storage.nbytes() for storage in kept.values())
 
 
 def add_lora(transformer: nn.Module, model: Model) -> None:
@@ -238,6 +92,11 @@ def random_transformer(model: Model, device: str) -> nn.Module:
     return transformer
 
 
+def with_data(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """Random numbers for a tensor on the meta device; a mask has its values already."""
+    return torch.rand(tensor.shape, dtype=tensor.dtype, device=device) if tensor.is_meta else tensor.to(device)
+
+
 def measured_gib(name: str, resolution: int, batch: int, length: int) -> list[float | None]:
     """What a step needs at its peak beside the weights and the LoRA, without and with checkpointing, in GiB.
 
@@ -248,7 +107,7 @@ def measured_gib(name: str, resolution: int, batch: int, length: int) -> list[fl
     try:
         transformer = random_transformer(model, device)
         inputs = model.inputs(transformer, batch * model.passes, resolution // PIXELS_PER_TOKEN, length)
-        inputs = tree_map_only(torch.Tensor, lambda t: torch.rand(t.shape, dtype=t.dtype, device=device), inputs)
+        inputs = tree_map_only(torch.Tensor, lambda each: with_data(each, device), inputs)
     except torch.cuda.OutOfMemoryError:
         return [None, None]
     before = torch.cuda.memory_allocated()

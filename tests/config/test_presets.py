@@ -5,7 +5,8 @@ import pytest
 from config.grpo import get_config
 from config.presets import FITS, SIZES
 from config.validation import resolve
-from scripts.memory_table import MODELS, memory, needed
+from scripts.memory.models import MODELS
+from scripts.memory_table import memory, needed
 
 VAE_GIB = 3.0  # a decoder's activations of one 512 px image; by then the backward pass keeps nothing
 MEMORY_ROWS = {"stable-diffusion-3.5-medium": "SD3.5-medium"}  # where the table calls a model by another name
@@ -50,7 +51,8 @@ def test_the_published_epoch_of_one_gpu_is_kept_in_smaller_batches():
 @pytest.mark.parametrize("num_gpus", [1, 2, 4, 8])
 @pytest.mark.parametrize("size", SIZES)
 def test_the_named_runs_divide_on_every_card_that_holds_them(size, num_gpus):
-    for run in ("ocr_map_sd3", "ocr_map_sd3_fast", "ocr_map_flux", "ocr_map_zimage", "ocr_map_flux2_klein"):
+    named = ("sd3", "sd3_fast", "flux", "zimage", "flux2_klein", "qwenimage21")
+    for run in (f"ocr_map_{name}" for name in named):
         model = get_config(run).model.rpartition("/")[2]
         if size in FITS[model]:
             assert resolved(run, size, num_gpus)[0].batch_size <= FITS[model][size].batch_size

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
-from diffusers import Flux2Transformer2DModel
+from diffusers import Flux2Transformer2DModel, QwenImage21Transformer2DModel
+from torch.utils._pytree import tree_map_only
 
 from flow_grpo.training.policies import flux2
-from scripts.memory_table import MODELS, Model, flux2_inputs, kept_bytes, memory, needed
+from scripts.memory.kept import kept_bytes
+from scripts.memory.models import MODELS, Model, flux2_inputs, qwenimage21_inputs
+from scripts.memory_table import memory, needed
 
 
 def small():
@@ -32,6 +35,23 @@ def test_what_a_linear_layer_and_a_product_keep_is_what_a_hand_counts():
         assert kept_bytes(Toy(), {"x": torch.empty(3, 4)}) == 4 * (3 * 4 + 2 * 3 * 8)
 
 
+def test_a_transformer_that_asks_its_masks_keeps_on_the_meta_device_what_it_keeps_with_data():
+    """Qwen-Image 2.1's own: where its text ends decides the shapes of what follows."""
+
+    def kept_on(device):
+        with torch.device(device):
+            transformer = QwenImage21Transformer2DModel(
+                num_layers=2, attention_head_dim=16, num_attention_heads=2, axes_dims_rope=(4, 6, 6)
+            )
+        inputs = qwenimage21_inputs(transformer, batch=2, side=4, length=8)
+        return kept_bytes(transformer, tree_map_only(torch.Tensor, lambda each: on(device, each), inputs))
+
+    def on(device, tensor):
+        return torch.rand(tensor.shape, device=device) if tensor.is_meta else tensor
+
+    assert kept_on("meta") == kept_on("cpu") > 0
+
+
 def test_activations_grow_with_the_batch_and_weights_do_not():
     one, two = (memory(SMALL, resolution=256, batch=batch, length=16) for batch in (1, 2))
     assert one["transformer"] == two["transformer"] and one["adapter"] == two["adapter"]
@@ -41,7 +61,10 @@ def test_activations_grow_with_the_batch_and_weights_do_not():
     assert needed(one, gradient_checkpointing=False, offload=True) == one["transformer"] + one["adapter"] + one["kept"]
 
 
-@pytest.mark.parametrize("name, billions", [("SD3.5-medium", 2.2), ("FLUX.2-klein-base-4B", 3.9), ("Z-Image", 6.2)])
+@pytest.mark.parametrize(
+    "name, billions",
+    [("SD3.5-medium", 2.2), ("FLUX.2-klein-base-4B", 3.9), ("Z-Image", 6.2), ("Qwen-Image-2.1", 7.1)],
+)
 def test_the_published_configurations_have_the_published_sizes(name, billions):
     with torch.device("meta"):
         transformer = MODELS[name].build()
