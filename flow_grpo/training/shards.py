@@ -32,7 +32,10 @@ def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load what `whole_optimizer_state` returned, in this run or another, whether parameters are whole or in parts."""
+    """Load what `whole_optimizer_state` returned, in this run or another, whether parameters are whole or in parts.
+
+    The learning rate and the other options stay the optimizer's own: a resumed run may be allowed to change them.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
         index: {
@@ -41,4 +44,9 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
         }
         for index, entry in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": moments})
+    # torch would take the options of the state
+    groups = [
+        {**own, "params": saved["params"]}
+        for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})

@@ -247,7 +247,9 @@ def test_a_line_added_to_the_prompts_is_refused_or_allowed_and_recorded(make_tra
     with pytest.raises(ValueError, match="dataset: .* with other content' in the checkpoint.*"):
         go_on(make_trainer, begun, tmp_path / "run", tmp_path)
     allowed = {"allow_changes": "dataset,train.learning_rate", "train.learning_rate": 1e-4}
-    go_on(make_trainer, begun, tmp_path / "run", tmp_path, **allowed).train()
+    trainer = go_on(make_trainer, begun, tmp_path / "run", tmp_path, **allowed)
+    trainer.train()
+    assert trainer.parts.optimizer.param_groups[0]["lr"] == 1e-4  # not what the checkpoint's optimizer had
     changes = read_origin(tmp_path / "run" / "checkpoint-000002").changes
     assert [(change["epoch"], change["field"]) for change in changes] == [(1, "dataset"), (1, "train.learning_rate")]
     assert (changes[1]["was"], changes[1]["now"]) == (1e-3, 1e-4)
