@@ -8,13 +8,13 @@ part by its own map.
 Sums run in float64. Results are rounded to fp32.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from .controls import CONTROLS, controlled_maps
-from .groups import COMBINES, group_advantages, part_metrics, reward_parts
+from .groups import COMBINES, check_clip, group_advantages, part_metrics, reward_parts
 from .modes import MODES, weight_metrics
 from .spread import (
     EVIDENCE,
@@ -22,6 +22,7 @@ from .spread import (
     MIN_EVIDENCE,
     NEUTRAL,
     check_maps,
+    check_strength,
     token_residuals,
     token_weights,
 )
@@ -76,12 +77,16 @@ def token_advantages(
     Returns (B, N) fp32. Without token_maps it returns (B, 1), which broadcasts.
     Raises ValueError for shapes that do not fit, an unknown mode or kind, and as `token_weights` and `token_residuals`.
     """
-    _check_mode(mode)
-    if advantages.ndim != 1:
-        raise ValueError(f"advantages must be (B,), got shape {tuple(advantages.shape)}")
+    _check_choices(mode=(mode, MODES), evidence=(evidence, EVIDENCE))
+    check_strength(alpha)
+    check_clip(adv_clip_max)
+    if advantages.ndim != 1 or not advantages.isfinite().all():
+        raise ValueError(f"advantages must be (B,) and finite, got shape {tuple(advantages.shape)}; mend the scorer")
     advantages = advantages.detach().float().clamp(-adv_clip_max, adv_clip_max)  # (B,)
     if token_maps is None:
         return advantages[:, None]
+    if map_kind is not None or MODES[mode].change is not None:
+        _check_choices(map_kind=(map_kind, MAP_KINDS))
     check_maps(token_maps, map_valid, advantages.shape[0])
     if MODES[mode].change is None:
         return advantages[:, None].expand(token_maps.shape)
@@ -139,8 +144,9 @@ def combined_token_advantages(
 
     Siblings are compared, so call it on whole groups: once per epoch, on the batch gathered from all processes.
     """
-    _check_mode(mode)
-    _check_names(rewards, token_maps, map_kinds)
+    _check_choices(mode=(mode, MODES), evidence=(evidence, EVIDENCE), control=(control, CONTROLS))
+    check_strength(alpha)
+    _check_names(rewards, token_maps, map_kinds, map_valid or {}, neutrals or {})
     advantages, parts = reward_parts(rewards, weights, group_ids, std, combine, adv_clip_max, valid)
     lam, total_weight = alpha if lam is None else lam, _total_weight(weights, mode)
     shared = {"alpha": alpha, "w_max": w_max, "evidence": evidence, "group_ids": group_ids}
@@ -173,14 +179,28 @@ def _total_weight(weights: Mapping[str, float], mode: str) -> float:
     return 1.0
 
 
-def _check_names(rewards: Mapping[str, Any], token_maps: Mapping[str, Any], map_kinds: Mapping[str, Any]) -> None:
+def _check_names(
+    rewards: Mapping[str, Any],
+    token_maps: Mapping[str, Any],
+    map_kinds: Mapping[str, str],
+    map_valid: Mapping[str, Any],
+    neutrals: Mapping[str, float],
+) -> None:
     if not token_maps.keys() <= rewards.keys() or token_maps.keys() != map_kinds.keys():
         raise ValueError(
             f"token_maps ({', '.join(token_maps)}) and map_kinds ({', '.join(map_kinds)}) must have the same names, "
             f"of rewards ({', '.join(rewards)})"
         )
+    if unknown := (map_valid.keys() | neutrals.keys()) - rewards.keys():
+        raise ValueError(
+            f"map_valid or neutrals name {', '.join(sorted(unknown))}, and rewards have {', '.join(rewards)}"
+        )
+    for kind in map_kinds.values():
+        _check_choices(map_kind=(kind, MAP_KINDS))
 
 
-def _check_mode(mode: str) -> None:
-    if mode not in MODES:
-        raise ValueError(f"unknown mode {mode!r} of token advantages; choose one of {', '.join(MODES)}")
+def _check_choices(**chosen: tuple[str, Iterable[str]]) -> None:
+    """chosen: {name: (what was chosen, what may be)}. A name that a mode does not use is checked, too."""
+    for name, (value, choices) in chosen.items():
+        if value not in choices:
+            raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")

@@ -1,5 +1,6 @@
 """Siblings: an image's reward against those of its group, as the image's advantage and each reward's part of it."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -68,6 +69,9 @@ def reward_parts(
         raise ValueError(f"unknown combine {combine!r}; choose one of {', '.join(COMBINES)}")
     if not rewards or rewards.keys() != weights.keys():
         raise ValueError(f"rewards ({', '.join(rewards)}) and weights ({', '.join(weights)}) must have the same names")
+    if not all(math.isfinite(weight) for weight in weights.values()):
+        raise ValueError(f"weights must be finite, got {dict(weights)}")
+    check_clip(adv_clip_max)
     for values in rewards.values():
         valid = _check_rewards(values, group_ids, std, valid)
     ids = group_ids[valid]
@@ -124,6 +128,11 @@ def _std(values: Tensor, group_ids: Tensor, std: str) -> Tensor:
     """The standard deviation that divides each value (V,): of its own group, or one for all."""
     ids = group_ids if std == "group" else torch.zeros_like(group_ids)
     return group_mean((values - group_mean(values, ids)).square(), ids).sqrt()
+
+
+def check_clip(adv_clip_max: float) -> None:
+    if not adv_clip_max > 0:  # NaN is not, either
+        raise ValueError(f"adv_clip_max={adv_clip_max} must be above 0; advantages are clamped to +-adv_clip_max")
 
 
 def _check_rewards(rewards: Tensor, group_ids: Tensor, std: str, valid: Tensor | None) -> Tensor:

@@ -107,7 +107,7 @@ def _weighted_drift(token_log_ratio: Tensor, advantages: Tensor) -> Tensor:
 def _check_inputs(log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, clip_range: float, ratio: str) -> None:
     if ratio not in RATIOS:
         raise ValueError(f"unknown ratio {ratio!r}; choose one of {', '.join(RATIOS)}")
-    if clip_range <= 0:
+    if not clip_range > 0:  # NaN is not, either
         raise ValueError(f"clip_range={clip_range} must be above 0")
     if log_prob.ndim != 2 or log_prob.shape != old_log_prob.shape:
         shapes = f"{tuple(log_prob.shape)} and {tuple(old_log_prob.shape)}"

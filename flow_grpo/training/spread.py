@@ -163,6 +163,12 @@ def check_maps(token_maps: Tensor, map_valid: Tensor | None, batch: int) -> None
         check_flags("map_valid", map_valid, batch)
 
 
+def check_strength(alpha: float | Tensor) -> None:
+    inside = (alpha >= 0) & (alpha <= 1)
+    if not (inside.all() if isinstance(alpha, Tensor) else inside):
+        raise ValueError(f"alpha={alpha} must lie between 0 (scalar) and 1 (all credit by the map)")
+
+
 def check_flags(name: str, flags: Tensor, batch: int) -> None:
     if flags.shape != (batch,) or flags.dtype != torch.bool:
         raise ValueError(f"{name} must be bool ({batch},), got {flags.dtype} {tuple(flags.shape)}")
@@ -225,9 +231,8 @@ def _column(value: float | Tensor, like: Tensor) -> float | Tensor:
 def _check_weighting(map_kind: str, alpha: float | Tensor, w_max: float) -> None:
     if map_kind not in MAP_KINDS:
         raise ValueError(f"unknown map_kind {map_kind!r}; choose one of {', '.join(MAP_KINDS)}")
-    if not isinstance(alpha, Tensor) and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha={alpha} must lie between 0 (scalar) and 1 (all credit by the map)")
-    if w_max < 1:
+    check_strength(alpha)
+    if not w_max >= 1:  # NaN is not, either
         raise ValueError(f"w_max={w_max} must be 1 or more: weights of mean 1 cannot all lie below it")
 
 

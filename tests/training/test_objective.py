@@ -185,6 +185,7 @@ def test_metrics_of_a_single_image_are_finite():
     [
         ({"ratio": "sequence"}, "unknown ratio 'sequence'"),
         ({"clip_range": 0.0}, "clip_range=0.0"),
+        ({"clip_range": float("nan")}, "clip_range=nan"),
         ({"old_log_prob": torch.zeros(2, 4)}, r"must both be \(B, N\)"),
         ({"log_prob": torch.zeros(2), "old_log_prob": torch.zeros(2)}, r"must both be \(B, N\)"),
         ({"advantages": torch.zeros(2)}, r"advantages must be \(2, 3\)"),
