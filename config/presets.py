@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import ml_collections
 
 from config.geometry import divides
-from flow_grpo.training.image_size import image_size
+from flow_grpo.training.image_size import Resolution, image_size
 
 SIZES = ("24gb", "48gb", "80gb")
 PIXELS = 512 * 512  # that the figures are computed for
+INSTEAD = "leave preset out, and set batch_size, gradient_checkpointing and offload (scripts/memory_table.py computes what they need)"
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,13 @@ def fit(config: ml_collections.ConfigDict) -> None:
         return
     cards = FITS.get(config.model.rstrip("/").rpartition("/")[2])
     if cards is None:
+        raise ValueError(f"preset={config.preset} knows {', '.join(FITS)}, and not model={config.model}; {INSTEAD}")
+    if config.train.adapter != "lora":
         raise ValueError(
-            f"preset={config.preset} knows {', '.join(FITS)}, and not model={config.model}; leave it out, and set "
-            "batch_size, gradient_checkpointing and offload (scripts/memory_table.py computes what they need)"
+            f"preset={config.preset} is computed for a LoRA, and this run has train.adapter={config.train.adapter}; {INSTEAD}"
         )
-    height, width = image_size(config.resolution)
-    if height * width > PIXELS or config.train.adapter != "lora":
-        raise ValueError(
-            f"preset={config.preset} is computed for a LoRA at 512 px, and this run has train.adapter={config.train.adapter} "
-            f"at resolution={config.resolution}; leave it out, and set batch_size, gradient_checkpointing and offload"
-        )
+    for resolution in (config.resolution, config.eval_resolution or config.resolution):
+        check_images(config.preset, resolution)
     if config.preset not in cards:
         raise ValueError(
             f"{config.model} does not fit preset={config.preset}; the smallest that it fits is {min(cards)}"
@@ -73,3 +71,16 @@ def fit(config: ml_collections.ConfigDict) -> None:
     config.batch_size = max((b for b in range(1, most + 1) if divides(config, b)), default=most)
     config.gradient_checkpointing |= card.gradient_checkpointing
     config.offload |= card.offload
+
+
+def check_images(preset: str, resolution: Resolution) -> None:
+    """Raise ValueError where images of this size are larger than those that a preset is computed for; none has no limit.
+
+    A run asks again for the prompts that bring a size of their own, once it has read them.
+    """
+    height, width = image_size(resolution)
+    if preset and height * width > PIXELS:
+        raise ValueError(
+            f"preset={preset} is computed for images of up to 512 x 512 pixels, and resolution={resolution} has more; "
+            f"draw smaller ones, or {INSTEAD}"
+        )

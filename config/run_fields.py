@@ -154,7 +154,8 @@ class Batch(Section):
         "",
         "Memory of each GPU. Where a LoRA run at 512 px needs it, the preset lowers `batch_size` and turns on "
         "`gradient_checkpointing` and `offload`. It is computed, not measured ([memory](performance.md#memory-computed)). A "
-        "model that does not fit, or that the table of `config/presets.py` does not have, is refused. Empty changes nothing.",
+        "model that does not fit, or that the table of `config/presets.py` does not have, is refused, and so are larger images. "
+        "Empty changes nothing.",
         choices=("", *SIZES),
     )
     num_groups: int = field(

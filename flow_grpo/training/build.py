@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 import ml_collections
 import torch
 
+from config import presets
 from config.geometry import Geometry
 from flow_grpo.rewards import WeightedScorers, make_scorers
 from flow_grpo.training import start
@@ -88,6 +90,7 @@ def build(config: ml_collections.ConfigDict, geometry: Geometry, distributed: Di
 def _build(
     config: ml_collections.ConfigDict, geometry: Geometry, distributed: Distributed, lock: TextIO | None
 ) -> Parts:
+    check_sizes(partial(presets.check_images, config.preset), config.dataset)
     sampler = make_sampler(config, distributed.rank)
     eval_prompts = load_prompts(config.dataset, "test")[: config.num_eval_prompts or None]
     eval_metadata = load_metadata(config.dataset, "test")[: len(eval_prompts)]

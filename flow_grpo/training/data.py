@@ -57,16 +57,16 @@ def load_sizes(folder: str | Path, split: str, resolution: Resolution) -> list[t
     return [row.size or image_size(resolution) for row in _read(folder, split)]
 
 
-def check_sizes(set_resolution: Callable[[Resolution], None], folder: str | Path) -> None:
-    """Raise ValueError where a policy cannot draw a prompt's own size; the message gives the file and line.
+def check_sizes(check: Callable[[Resolution], None], folder: str | Path) -> None:
+    """Call check with each size that prompts bring. Where it raises ValueError, the message begins with file and line.
 
-    set_resolution: the policy's. It is left at the last size.
+    check: for instance a policy's `set_resolution`, which is then left at the last size.
     """
     for split in ("train", "test"):
         first = {row.size: row.place for row in reversed(_read(folder, split)) if row.size}
         for size, place in first.items():
             try:
-                set_resolution(size)
+                check(size)
             except ValueError as error:
                 raise ValueError(f"{place}: {error}") from error
 

@@ -17,7 +17,7 @@ def resolved(run, preset, num_gpus=1, **changes):
     config = get_config(run)
     config.num_gpus, config.preset = num_gpus, preset
     for name, value in changes.items():
-        config[name] = value
+        config.update_from_flattened_dict({name: value})
     return resolve(config, num_gpus)
 
 
@@ -61,9 +61,13 @@ def test_the_named_runs_divide_on_every_card_that_holds_them(size, num_gpus):
 def test_what_does_not_fit_or_is_not_known_is_refused():
     with pytest.raises(ValueError, match="Qwen/Qwen-Image does not fit preset=24gb; the smallest that it fits is 80gb"):
         resolved("ocr_map_qwenimage", "24gb")
-    with pytest.raises(ValueError, match="preset=24gb knows stable.*, and not model=models/tiny-sd3; leave it out"):
+    with pytest.raises(ValueError, match="preset=24gb knows stable.*, and not model=models/tiny-sd3; leave preset out"):
         resolved("tiny_ocr_map", "24gb")
-    with pytest.raises(ValueError, match=r"at 512 px, and this run has train.adapter=lora at resolution=1024"):
+    with pytest.raises(ValueError, match=r"up to 512 x 512 pixels, and resolution=1024 has more; draw smaller ones"):
         resolved("ocr_map_sd3", "24gb", resolution=1024)
+    with pytest.raises(ValueError, match=r"up to 512 x 512 pixels, and resolution=\(512, 768\) has more"):
+        resolved("ocr_map_sd3", "24gb", eval_resolution=(512, 768))
+    with pytest.raises(ValueError, match="for a LoRA, and this run has train.adapter=full; leave preset out"):
+        resolved("ocr_map_sd3", "24gb", **{"train.adapter": "full"})
     with pytest.raises(ValueError, match="preset='12gb'.*choose one of"):
         resolved("ocr_map_sd3", "12gb")

@@ -72,3 +72,12 @@ def test_a_size_that_the_model_has_no_places_for_is_refused_by_file_and_line(mak
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(ValueError, match=r"train.jsonl:1: resolution=\(64, 136\) has 17 tokens along a side"):
         make_trainer(tmp_path / "run", dataset=str(tmp_path))
+
+
+def test_prompts_larger_than_a_preset_is_computed_for_are_refused_by_file_and_line(make_trainer, tmp_path):
+    for split, size in (("train", 512), ("test", [512, 544])):
+        lines = [{"prompt": 'a sign "HUT"', "metadata": {"resolution": size}}]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    asked = dict(dataset=str(tmp_path), model="stabilityai/stable-diffusion-3.5-medium", preset="24gb")
+    with pytest.raises(ValueError, match=r"test.jsonl:1: preset=24gb is .* and resolution=\(512, 544\) has more"):
+        make_trainer(tmp_path / "run", **asked)
