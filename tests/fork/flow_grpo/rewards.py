@@ -25,16 +25,16 @@ def multi_score(device, score_dict):
 
     def _fn(images, prompts, metadata, ref_images=None, only_strict=True):
         score_details, total_scores = {}, [0.0] * len(prompts)
-        # forks.md: flow_grpo/rewards.py, in multi_score, before the loop over score_dict
+        # forks.md: flow_grpo/rewards.py, in _fn of multi_score, before its loop
         # forks.md: end
         for score_name, weight in score_dict.items():
-            # forks.md: flow_grpo/rewards.py, in multi_score, where a score function is called
+            # forks.md: flow_grpo/rewards.py, in _fn of multi_score, the last branch of its loop
             scores, _ = score_fns[score_name](images, prompts, metadata)
             # forks.md: end
             score_details[score_name] = scores
             total_scores = [total + weight * score for total, score in zip(total_scores, scores, strict=True)]
         score_details["avg"] = total_scores
-        # forks.md: flow_grpo/rewards.py, in multi_score, the last line of _fn
+        # forks.md: flow_grpo/rewards.py, in _fn of multi_score, its last line
         return score_details, {}
         # forks.md: end
 
