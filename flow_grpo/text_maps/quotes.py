@@ -6,9 +6,13 @@ from typing import NamedTuple
 # Each kind of double quote has its own closing quote. \" does not close a straight quote if a later quote can close it. In a
 # prompt that was escaped as a whole, \" opens and \" closes.
 _DOUBLE_QUOTED = re.compile(
-    r'\\"((?:[^"\\]|\\(?!"))*)\\"|"((?:[^"\\]|\\"?)*)"|“([^“”]*)”|„([^„“”]*)[“”]|«([^«»]*)»|「([^「」]*)」|『([^『』]*)』'
+    r'\\"((?:[^"\\]|\\(?!"))*)\\"|"((?:[^"\\]|\\"?)*)"|“([^“”]*)”|„([^„“”]*)[“”]|«([^«»]*)»|「([^「」]*)」|『([^『』]*)』|'
+    r"＂([^＂]*)＂|〝([^〝〞〟]*)[〞〟]|‹([^‹›]*)›|"
+    # what closes another kind opens only right before its text, and not within a word
+    r"(?<!\w)(?:”(?=\S)([^“”]*)(?<=\S)”|»(?=\S)([^«»]*)(?<=\S)[«»]|›(?=\S)([^‹›]*)(?<=\S)‹|‚(?=\S)([^‚‘’]*)(?<=\S)[‘’])"
 )
-_DOUBLE_QUOTE = re.compile(r'\\?"|[“”„«»「」『』]')
+_DOUBLE_QUOTE = re.compile(r'\\?"|[“”„«»「」『』＂〝〞〟‹›‚]')
+_OFTEN_ALONE = "‹›‚"  # also used as arrows and commas
 # What follows an inch mark, which stands after a digit while no quote is open: 24" wide, 12"x18", 24”.
 _INCHES = re.compile(r"$|[\s,.;:!?)\]/×–—-]|x\d")
 # A quote between white space and a letter can only open; a quote between a letter and white space can only close.
@@ -37,9 +41,9 @@ class Quoted(NamedTuple):
 def quoted_targets(prompt: str) -> list[str]:
     r"""The quoted spans of a prompt, in order and stripped. Blank spans are left out, and \" inside a span becomes ".
 
-    Quotes are "...", “...”, „...“, „...”, «...», 「...」 and 『...』. Only a prompt without any of these is searched for '...'
-    and ‘...’, so that an apostrophe beside them never opens a target. A straight quote after a digit is an inch mark if no quote is
-    open.
+    Quotes are "...", ＂...＂, “...”, ”...”, „...“, „...”, ‚...‘, «...», »...«, »...», ‹...›, ›...‹, 「...」, 『...』 and 〝...〞. Only a
+    prompt without any of these is searched for '...' and ‘...’, so that an apostrophe beside them never opens a target. A straight
+    quote after a digit is an inch mark if no quote is open.
     """
     return read_quotes(prompt).targets
 
@@ -68,6 +72,8 @@ def _double_quoted(prompt: str) -> tuple[list[str], str | None]:
         if quote[0] in '"”' and prompt[start - 1 : start].isnumeric() and _INCHES.match(prompt, place):
             continue
         pair = _DOUBLE_QUOTED.match(prompt, start)
+        if pair is None and quote[0] in _OFTEN_ALONE:
+            continue
         if pair is None:
             fault = fault or f"{_shown(prompt, start)} has no partner"
             continue

@@ -30,6 +30,14 @@ DATASET = Path(__file__).parents[2] / "dataset"
         ("un panneau « Bonjour »", ["Bonjour"]),
         ("招牌「你好」和『世界』", ["你好", "世界"]),
         ("a note 「the『inner』one」", ["the『inner』one"]),
+        ("招牌＂你好＂和〝世界〞", ["你好", "世界"]),
+        ("ein Schild »Guten Tag« und »Hallo«", ["Guten Tag", "Hallo"]),
+        ("kyltar ”Hej” och »Route 66»", ["Hej", "Route 66"]),
+        ("Schilder ‹Salut›, ›Hallo‹ und ‚Tag‘", ["Salut", "Hallo", "Tag"]),
+        ("„Er sagt ‚Tag‘“", ["Er sagt ‚Tag‘"]),
+        ('home › signs › "HUT"', ["HUT"]),
+        ('red‚ blue and "HUT"', ["HUT"]),
+        ("a 24” and a 27” screen with “HI”", ["HI"]),
         (r'a sign that says "say \"hi\" now"', ['say "hi" now']),
         (r"a sign that says \"HUT\", escaped as a whole", ["HUT"]),
         (r"\"ONE\" and \"TWO\"", ["ONE", "TWO"]),
@@ -56,14 +64,20 @@ def test_quoted_spans_are_the_targets(prompt, targets):
         "it’s the dogs’ bowl",
         "„ never closed",
         "« neither",
+        "home › signs › huts",
+        "5” by 7”",
+        "left ” and ” right",
+        "left » and « right",
     ],
 )
 def test_apostrophes_and_lone_quotes_are_not_targets(prompt):
     assert quoted_targets(prompt) == []
 
 
-QUOTES = ['""', "“”", "„“", "„”", "«»", "「」", "『』"]
-QUOTED_TEXT = st.text(st.characters(exclude_characters='"\\“”„«»「」『』', exclude_categories=["Cs"]), max_size=30)
+QUOTES = ['""', "“”", "„“", "„”", "«»", "「」", "『』", "＂＂", "〝〞", "〝〟", "‹›"]
+# these kinds stand right at their text, because the opening one closes another kind
+CLOSE_QUOTES = ["””", "»«", "»»", "›‹", "‚‘", "‚’"]
+QUOTED_TEXT = st.text(st.characters(exclude_characters="".join(QUOTES) + "\\", exclude_categories=["Cs"]), max_size=30)
 
 
 @given(QUOTED_TEXT, st.sampled_from(QUOTES))
@@ -71,6 +85,14 @@ def test_what_stands_between_double_quotes_comes_back(text, quotes):
     opening, closing = quotes
     prompt = f"A storefront at dusk, its sign displaying {opening}{text}{closing} in the owner's bold letters"
     assert quoted_targets(prompt) == ([text.strip()] if text.strip() else [])
+
+
+@given(
+    QUOTED_TEXT.map(str.strip).filter(lambda text: text and not set("‘’") & set(text)), st.sampled_from(CLOSE_QUOTES)
+)
+def test_quotes_that_stand_right_at_their_text_come_back(text, quotes):
+    opening, closing = quotes
+    assert read_quotes(f"A sign displaying {opening}{text}{closing} in the owner's letters") == ([text], None)
 
 
 @given(st.lists(st.tuples(QUOTED_TEXT.filter(str.strip), st.sampled_from(QUOTES)), min_size=1, max_size=20))
