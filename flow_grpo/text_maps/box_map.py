@@ -77,7 +77,8 @@ def text_area(quads: Sequence[np.ndarray], size: tuple[int, int]) -> float:
 
 def line_height(quad: np.ndarray) -> float:
     """The mean length, in pixels, of the two edges across the line."""
-    return float(np.linalg.norm(quad[0] - quad[3]) + np.linalg.norm(quad[1] - quad[2])) / 2
+    left, right = (quad[[3, 2]] - quad[[0, 1]]).astype(np.float64)  # in fp32 the squares of a huge box are infinite
+    return float(np.linalg.norm(left) + np.linalg.norm(right)) / 2
 
 
 def _strip_rewards(quad: np.ndarray, strips: Strips, rows: slice, cols: slice) -> Tensor:

@@ -118,6 +118,13 @@ def test_box_far_larger_than_the_image_covers_it(size):
     torch.testing.assert_close(blended, torch.full(size, 0.8))
 
 
+@pytest.mark.parametrize("mask_sigma", [0.0, 0.125])
+def test_box_beyond_the_range_of_squares_covers_the_image(mask_sigma):
+    """An engine's box of 1e30 pixels is absurd, but no reason to end a run: in float32 its height's square is infinite."""
+    quad = np.array([[0, 0], [1e30, 0], [1e30, 1e30], [0, 1e30]], dtype=np.float32)
+    assert (blend_boxes([quad], [1.0], (8, 8), 0.5, mask_sigma) > 0.99).all()
+
+
 def test_large_image_with_a_large_box():
     """4096 pixels: a blur of every pixel with this sigma would take minutes."""
     blended = blend_boxes([box(600, 600, 3500, 3500)], [1.0], (4096, 4096), 0.0, SIGMA)
