@@ -14,9 +14,9 @@ from flow_grpo.training.image_size import Resolution, image_size
 from flow_grpo.training.policies.adapter import FullAdapter, LoraAdapter
 from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
 
-# SD3.5 has three kinds of blocks. Each is compiled with and without the adapter, and the first block once more, because
-# its input needs no gradient: 7 graphs per batch size. Beyond torch's own limit of 8 a block would run uncompiled.
-RECOMPILE_LIMIT = 64
+# A block has graphs of its own with and without the adapter, and for each size of images; of SD3.5's three kinds of blocks
+# there are 7 graphs per size. torch runs a block uncompiled, and says nothing, once it has 8. No run reaches this number.
+RECOMPILE_LIMIT = 1_000_000
 
 
 class LoraPipeline:
@@ -138,8 +138,8 @@ class LoraPipeline:
         self.network.enable_gradient_checkpointing()
 
     def compile(self, backend: str | Callable = "inductor") -> None:
-        dynamo = torch._dynamo.config
-        dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
+        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+        torch._dynamo.config.accumulated_recompile_limit = RECOMPILE_LIMIT
         for blocks in self.network.children():
             if isinstance(blocks, nn.ModuleList):  # the transformer's stacks of equal blocks
                 for block in blocks:
