@@ -1,10 +1,12 @@
 """Z-Image as a policy: any diffusers `ZImagePipeline`, with LoRA on its attention and feed-forward layers."""
 
 import torch
+import torch.nn.functional as F
 from diffusers import ZImagePipeline
+from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
 
 from flow_grpo.training.patches import patchify
-from flow_grpo.training.policies.base import PromptEmbeds
+from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
 from flow_grpo.training.policies.lora_pipeline import LoraPipeline
 from flow_grpo.training.policies.schedule import linear_shift, scheduler_sigmas
 
@@ -19,14 +21,36 @@ class ZImagePolicy(LoraPipeline):
 
     guidance_scale: of classifier-free guidance; 1 switches it off. The pipeline counts from 0, so its 4 is 5 here.
         Z-Image-Turbo needs 1.
-    max_sequence_length: with the chat template.
-
-    The transformer takes each prompt at its own length, so a batch is as wide as its longest prompt.
+    max_sequence_length: with the chat template. The transformer takes each prompt at its own length, and pads a batch to its
+        longest prompt. Here it pads every batch to this length, so that all run the same kernels.
     Raises ValueError where the resolution is not a whole number of tokens.
     """
 
     pipeline_class = ZImagePipeline
     lora_targets = LORA_TARGETS
+
+    def __init__(self, pipeline: ZImagePipeline, settings: PolicySettings):
+        super().__init__(pipeline, settings)
+        self._pad_prompts(-(-settings.max_sequence_length // SEQ_MULTI_OF) * SEQ_MULTI_OF)
+
+    def _pad_prompts(self, length: int) -> None:
+        """Pad the transformer's prompts to one length: as rows of a product, as a batch, and behind the images."""
+        network = self.network
+        embed, prepare, unify = network.cap_embedder.forward, network._prepare_sequence, network._build_unified_sequence
+
+        def embed_padded(rows):
+            missing = self._batch_size * length - len(rows)
+            return embed(F.pad(rows, (0, 0, 0, missing)))[: len(rows)]
+
+        def prepare_padded(parts, ids, pad_masks, pad_token, *others):
+            prepared = prepare(parts, ids, pad_masks, pad_token, *others)
+            return padded_batch(prepared, length) if pad_token is network.cap_pad_token else prepared
+
+        def unify_padded(images, *others):
+            return padded_batch(unify(images, *others), images.shape[1] + length)
+
+        network.cap_embedder.forward = embed_padded
+        network._prepare_sequence, network._build_unified_sequence = prepare_padded, unify_padded
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -41,13 +65,14 @@ class ZImagePolicy(LoraPipeline):
             do_classifier_free_guidance=False,
             max_sequence_length=self.max_sequence_length,
         )
-        return padded_sequences(sequences, self.max_sequence_length)
+        return padded_embeds(sequences, self.max_sequence_length)
 
     def sigmas(self, num_steps: int) -> torch.Tensor:
         scheduler, (rows, columns) = self.pipeline.scheduler, self.token_grid
         return scheduler_sigmas(scheduler, num_steps, linear_shift(scheduler.config, rows * columns), self.device)
 
     def predict(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: PromptEmbeds) -> torch.Tensor:
+        self._batch_size = len(latents)
         images = latents.to(self.network.dtype).unsqueeze(2)  # (B, C, 1, h, w): films of one frame
         velocities = self.forward_module(
             list(images.unbind()),
@@ -61,7 +86,19 @@ class ZImagePolicy(LoraPipeline):
         return patchify(latents, self.patch_size)
 
 
-def padded_sequences(sequences: list[torch.Tensor], length: int) -> PromptEmbeds:
+def padded_batch(prepared: tuple, length: int) -> tuple:
+    """A batch as the transformer prepares it, with masked padding up to `length`.
+
+    prepared: tokens (B, L, D), their rotations (B, L, d), their mask (B, L) or None, and what stays as it is.
+    """
+    tokens, rotations, mask, *others = prepared
+    missing = length - tokens.shape[1]
+    if mask is None:
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    return F.pad(tokens, (0, 0, 0, missing)), F.pad(rotations, (0, 0, 0, missing)), F.pad(mask, (0, missing)), *others
+
+
+def padded_embeds(sequences: list[torch.Tensor], length: int) -> PromptEmbeds:
     """Pad sequences (L_i, D) with zeros to tokens (B, length, D). The mask (B, length) is False where there is padding."""
     tokens = sequences[0].new_zeros(len(sequences), length, sequences[0].shape[1])
     mask = torch.zeros(len(sequences), length, dtype=torch.bool, device=tokens.device)

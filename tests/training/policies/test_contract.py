@@ -211,6 +211,21 @@ def test_the_ratio_is_exactly_one_before_the_first_update(shared, prompts, kind,
         assert torch.equal(density.log_prob, trajectories.log_probs[:, step])
 
 
+def test_prompts_of_any_length_go_through_every_layer_in_the_same_shapes(shared, prompts):
+    """An update may put any prompts into one batch. Other shapes would take other kernels, whose last bit is another."""
+    policy, seen = shared("bf16", guidance_scale=4.5), []
+    layers = [layer for layer in policy.network.modules() if isinstance(layer, torch.nn.Linear)]
+    hooks = [layer.register_forward_pre_hook(lambda layer, args: seen.append(args[0].shape)) for layer in layers]
+    shapes = []
+    for texts in (["a sign"] * 2, ["a sign", prompts[1]], [prompts[1]] * 2):
+        velocity(policy, some_latents(policy), policy.encode_prompts(texts))
+        shapes.append(list(seen))
+        seen.clear()
+    for hook in hooks:
+        hook.remove()
+    assert shapes[0] and shapes[0] == shapes[1] == shapes[2]
+
+
 def test_guidance_changes_the_velocity(shared, policy, prompts):
     guided = shared("no", guidance_scale=4.5)
     latents, embeds = some_latents(policy), policy.encode_prompts(prompts)
