@@ -71,6 +71,7 @@ def saved(folder: Path) -> ml_collections.ConfigDict:
         _assign(config, path, tuple(value) if isinstance(value, list) else value)
     # the control's name is added again where the run is resolved
     config.name = config.name.removesuffix(f"-{config.advantage.control}")
+    config.allow_changes = ""  # of the launch that gave it; its changes are in the values
     config.run_dir = str(folder.parent if folder.name.startswith("checkpoint-") else folder)
     return config
 
@@ -102,9 +103,14 @@ def _pairs(arguments: list[str]) -> dict[str, str]:
 def _set(config: ml_collections.ConfigDict, path: str, text: str) -> None:
     table, _, key = path.partition(".")
     if table == "rewards" and key:
-        config.rewards[key] = _as_type(float, f"rewards.{key}", text)
+        with config.rewards.ignore_type():  # a run may have given a whole number
+            config.rewards[key] = _as_type(float, path, text)
         return
-    if table in FREE and "." in key:
+    leaf = key.rpartition(".")[2]  # with a colon it belongs to the name of a scorer: my.module:Scorer
+    if table in FREE and key and (leaf == key or ":" in leaf):
+        config[table][key] = _as_type(dict[str, Any], path, text)
+        return
+    if table in FREE and key:
         scorer, _, option = key.rpartition(".")
         config[table][scorer] = {**config[table].get(scorer, {}), option: _literal(text)}
         return

@@ -21,6 +21,7 @@ class Run(Section):
         "Seed of the prompts, the noise and the LoRA's first weights. The same seed on the same machine gives the "
         "same run, bit for bit.",
         ge=0,
+        le=10**18,  # torch takes 64 bits
     )
     num_epochs: int = field(1000, "An epoch is one rollout of all groups and its updates.", gt=0)
     resume_from: str = field(

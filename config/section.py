@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 class Section(BaseModel):
     """Fields that belong together; the docstring is the title of their table."""
 
-    # A number of another kind is taken where it is the same number; NaN is none.
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=True)
+    # A number of another kind is taken where it is the same number. Infinity is taken where `field` allows it.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     @field_validator("*")
     @classmethod
@@ -21,14 +21,17 @@ class Section(BaseModel):
         return value
 
 
-def field(default: Any, sentence: str, choices: Iterable[str] | None = None, **bounds: float) -> Any:
+def field(
+    default: Any, sentence: str, choices: Iterable[str] | None = None, unlimited: bool = False, **bounds: float
+) -> Any:
     """A field. sentence: what it does, where it comes from, when to change it, as Markdown.
 
     choices: a tuple or a table, asked when a value is checked, so that a row added to the table is a choice.
-    bounds: pydantic's gt, ge, lt and le.
+    unlimited: True takes infinity, too. bounds: pydantic's gt, ge, lt and le.
     """
     extra = None if choices is None else {"choices": choices}
-    return Field(default, description=sentence, json_schema_extra=extra, validate_default=True, **bounds)
+    limits = bounds | ({"allow_inf_nan": True} if unlimited else {})
+    return Field(default, description=sentence, json_schema_extra=extra, validate_default=True, **limits)
 
 
 def leaves(section: type[Section], prefix: str = "") -> dict[str, Any]:

@@ -119,9 +119,12 @@ class Advantage(Section):
         "decide the layout. 0 keeps alpha the same in all steps.",
         ge=0,
     )
-    w_max: float = field(8.0, "Largest weight of a token; the mean weight is 1.", ge=1)
+    w_max: float = field(8.0, "Largest weight of a token; the mean weight is 1.", unlimited=True, ge=1)
     clip_max: float = field(
-        5.0, "Advantages are clamped to the range from -clip_max to clip_max. The default is Flow-GRPO's.", gt=0
+        5.0,
+        "Advantages are clamped to the range from -clip_max to clip_max. The default is Flow-GRPO's.",
+        unlimited=True,
+        gt=0,
     )
 
 
@@ -198,7 +201,9 @@ class Update(Section):
         gt=0,
     )
     weight_decay: float = field(0.0001, "Weight decay of AdamW. The default is Flow-GRPO's.", ge=0)
-    max_grad_norm: float = field(1.0, "Gradients are clipped to this norm. The default is Flow-GRPO's.", gt=0)
+    max_grad_norm: float = field(
+        1.0, "Gradients are clipped to this norm. The default is Flow-GRPO's.", unlimited=True, gt=0
+    )
     ema_decay: float = field(
         0.9,
         "Decay of the averaged LoRA, which evaluations and `lora_ema` use. The default is Flow-GRPO's, with its warm-up "

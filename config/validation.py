@@ -30,6 +30,8 @@ def resolve(config: ml_collections.ConfigDict, num_processes: int) -> tuple[ml_c
         )
     if config.advantage.control != "none":
         config.name += f"-{config.advantage.control}"  # nobody takes a control for a run
+    if not config.run_dir and not config.name:
+        raise ValueError("run_dir and name are both empty; give the run a --config.run_dir")
     config.run_dir = config.run_dir or f"runs/{config.name}"
     _expand_home(config)
     config.train.num_steps = config.train.num_steps or config.sample.sde_window_size or config.sample.num_steps - 1
@@ -37,6 +39,7 @@ def resolve(config: ml_collections.ConfigDict, num_processes: int) -> tuple[ml_c
     _check_objective(config)
     fill_in(config)
     fit(config)
+    _check_control(config)
     return config.lock(), geometry_of(config)
 
 
@@ -78,8 +81,9 @@ def _in_words(error: dict) -> str:
 
 
 def _check_values(config: ml_collections.ConfigDict) -> None:
-    for resolution in (config.resolution, config.eval_resolution or config.resolution):
-        image_size(resolution)
+    image_size(config.resolution)
+    if config.eval_resolution is not None:
+        image_size(config.eval_resolution)
     for path in ("model", "dataset"):
         if not config[path]:
             raise ValueError(f"{path} is empty; name a folder, or start from a run of config/grpo.py")
@@ -87,6 +91,10 @@ def _check_values(config: ml_collections.ConfigDict) -> None:
         raise ValueError('rewards is empty; give at least one scorer and its weight, e.g. {"ocr_map": 1.0}')
     if min(config.rewards.values()) < 0 or sum(config.rewards.values()) <= 0:
         raise ValueError(f"rewards={config.rewards.to_dict()}: weights must be 0 or more, and one above 0")
+    if config.allow_changes and not config.resume_from:
+        raise ValueError(
+            f"allow_changes={config.allow_changes} is for a run that goes on; leave it out, or set --config.resume_from"
+        )
     if config.sample.sde == "cps" and config.sample.noise_level > 1:
         raise ValueError(f"sample.noise_level={config.sample.noise_level} must be 1 or less for sample.sde=cps")
 
@@ -124,14 +132,21 @@ def _check_steps(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def _check_objective(config: ml_collections.ConfigDict) -> None:
-    train = config.train
+def _check_control(config: ml_collections.ConfigDict) -> None:
     mode, control = config.advantage.mode, config.advantage.control
     if control != "none" and not MODES[mode].map_kinds:
         raise ValueError(
             f"advantage.control={control} changes maps, which advantage.mode={mode} does not use; set "
             "--config.advantage.control=none, or another mode"
         )
+    if control == "shuffled" and config.num_groups < 2:
+        raise ValueError(
+            "advantage.control=shuffled gives each group another group's maps; set --config.num_groups to 2 or more"
+        )
+
+
+def _check_objective(config: ml_collections.ConfigDict) -> None:
+    train, mode = config.train, config.advantage.mode
     if config.advantage.evidence == "group" and mode != "weight":
         raise ValueError(
             f"advantage.evidence=group is of mode weight and would be ignored by advantage.mode={mode}; set "

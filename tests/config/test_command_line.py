@@ -28,10 +28,12 @@ def test_a_run_goes_on_with_the_fields_of_its_folder_and_nothing_but_the_folder_
         "--config.reward_options.my.module:Scorer.size=3",
         "--config.advantage.control=rolled",
     ]
-    first = written(tmp_path / "run", [*RUN, *fields, f"--config.run_dir={tmp_path / 'run'}"])
+    went_on = ["--config.resume_from=elsewhere", "--config.allow_changes=train"]  # was meant for that launch alone
+    first = written(tmp_path / "run", [*RUN, *fields, *went_on, f"--config.run_dir={tmp_path / 'run'}"])
     again, _ = resolve(parse([f"--config.resume_from={tmp_path / 'run'}", "--config.num_epochs=30"]), num_processes=1)
     changed = {name for name in first if first[name] != again[name]}
-    assert changed == {"resume_from", "num_epochs"} and again.num_epochs == 30
+    assert changed == {"resume_from", "allow_changes", "num_epochs"}
+    assert (again.num_epochs, again.allow_changes) == (30, "")
 
 
 def test_a_run_that_goes_on_from_a_checkpoint_stays_in_the_folder_of_the_run_wherever_that_was_moved(tmp_path):
@@ -69,6 +71,15 @@ def test_a_reward_is_added_by_a_field_of_its_own():
     assert config.rewards.to_dict() == {"ocr_map": 1.0, "clip_gradcam": 0.5, "my.module:Scorer": 2.0}
 
 
+def test_the_weight_of_a_reward_may_become_a_fraction_where_a_run_gives_a_whole_number(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from config import grpo\n\ndef get_config():\n    config = grpo.get_config('tiny_ocr_map')\n"
+        "    config.rewards = {'ocr': 1}\n    return config\n"
+    )
+    config = parse(["--config", str(tmp_path / "own.py"), "--config.rewards.ocr=0.5"])
+    assert config.rewards.to_dict() == {"ocr": 0.5}
+
+
 def test_options_of_a_reward_are_set_one_by_one_or_all_at_once():
     one = parse(
         [
@@ -80,6 +91,9 @@ def test_options_of_a_reward_are_set_one_by_one_or_all_at_once():
     assert one.reward_options.to_dict() == both
     assert parse([*RUN, f"--config.reward_options={both}"]).reward_options.to_dict() == both
     assert parse([*RUN, '--config.rewards={"ocr": 1}']).rewards.to_dict() == {"ocr": 1.0}
+    each = parse([*RUN, *(f"--config.reward_options.{name}={options}" for name, options in both.items())])
+    assert each.reward_options.to_dict() == both
+    assert parse([*RUN, "--config.eval_rewards.ocr={}"]).eval_rewards.ocr.to_dict() == {}
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,10 @@ def test_a_field_of_another_type_and_no_number_are_refused():
     assert refusal(**{"sample.sde_window_range": (0, "many")}).startswith(
         "sample.sde_window_range.1='many': it should be"
     )
-    assert refusal(**{"train.beta": float("nan")}).startswith("train.beta=nan must be 0 or more")
+    for value in (float("nan"), float("inf")):
+        assert refusal(**{"train.beta": value}) == f"train.beta={value}: it should be a finite number"
+        assert refusal(rewards={"ocr_map": value}) == f"rewards.ocr_map={value}: it should be a finite number"
+    assert resolve(tiny(**{"train.max_grad_norm": float("inf")}), 1)  # no limit
 
 
 @pytest.mark.parametrize(
@@ -125,6 +128,10 @@ def _value(path):
         ({"advantage.w_max": 0.5}, ["advantage.w_max=0.5"]),
         ({"train.ratio": "image"}, ["train.ratio=image", "advantage.mode=residual", "gspo_token"]),
         ({"advantage.control": "rolled", "advantage.mode": "scalar"}, ["advantage.control=rolled", "control=none"]),
+        ({"advantage.control": "shuffled", "num_groups": 1}, ["advantage.control=shuffled", "num_groups to 2"]),
+        ({"allow_changes": "train"}, ["allow_changes=train", "resume_from"]),
+        ({"name": ""}, ["name are both empty", "run_dir"]),
+        ({"eval_resolution": 0}, ["resolution=0 must be a side"]),
         ({"advantage.evidence": "group"}, ["advantage.evidence=group", "advantage.mode=residual", "mode=weight"]),
         ({"sample.sde": "cps", "sample.noise_level": 1.5}, ["sample.noise_level=1.5", "cps"]),
         ({"sample.guidance_scale": 0.5}, ["sample.guidance_scale=0.5", "1 or more"]),
