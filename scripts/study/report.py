@@ -10,6 +10,7 @@ import numpy as np
 
 from flow_grpo.training.json_lines import read_rows
 from scripts.study.launch import RESULTS
+from scripts.study.picture import draw_curves, draw_drift
 from scripts.study.runs import ARMS
 from scripts.study.statistics import area_under, bootstrap, samples_to
 
@@ -104,45 +105,6 @@ def drift_table(arms: dict[str, list[dict]]) -> str:
     return "\n".join(lines)
 
 
-def draw_curves(arms: dict[str, list[dict]], path: Path) -> None:
-    """Held-out exact words by samples: each seed thin, the mean thick."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for index, (arm, own) in enumerate(arms.items()):
-        for row in own:
-            axes.plot(*_curve(row), color=f"C{index}", alpha=0.25, linewidth=0.8)
-        samples, accuracies = _curve(own[0])[0], _accuracies(own)
-        axes.plot(samples, accuracies.mean(axis=0), "o-", color=f"C{index}", label=f"{arm} ({len(own)})", markersize=3)
-    axes.set(xlabel="images sampled", ylabel="exact words, held-out prompts", title="Arms, with their number of seeds")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="upper left", fontsize=8)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def draw_drift(arms: dict[str, list[dict]], path: Path) -> None:
-    """What was gained in words against what changed beside them: a point a run."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for index, (arm, own) in enumerate(arms.items()):
-        drifts = [row["drift"] for row in own if row["drift"]]
-        gains = [drift["gold"] - drift["base_gold"] for drift in drifts]
-        axes.scatter(gains, [drift["off_text"] for drift in drifts], color=f"C{index}", label=arm, s=18)
-    axes.set(xlabel="gain in words right on their signs", ylabel="change off the text, levels of 255")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right center", fontsize=8)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
 def _curve(row: dict) -> tuple[list[float], list[float]]:
     samples, exact, _ = zip(*row["curve"])
     return list(samples), list(exact)
@@ -185,5 +147,6 @@ def run(args: argparse.Namespace) -> None:
     print(text)
     folder = args.results.parent
     (folder / "tables.md").write_text(text, encoding="utf-8")
-    draw_curves(arms, folder / "curves.png")
-    draw_drift(arms, folder / "drift.png")
+    draw_curves({arm: (_curve(own[0])[0], _accuracies(own)) for arm, own in arms.items()}, folder / "curves.png")
+    drifts = {arm: [row["drift"] for row in own if row["drift"]] for arm, own in arms.items()}
+    draw_drift({arm: rows for arm, rows in drifts.items() if rows}, folder / "drift.png")
