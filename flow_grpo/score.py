@@ -211,7 +211,8 @@ def to_uint8(images: Tensor) -> np.ndarray:
     """
     global _last_levels
     last = _last_levels  # read once: another thread may put its own there
-    if images.is_inference():  # without a version, nobody knows whether they are still the same
+    # without a version, nobody knows whether they are still the same; nor if numpy has their memory, which is then fixed
+    if images.is_inference() or not images.untyped_storage().resizable():
         return _levels(images)
     if last is None or last[0]() is not images or last[1] != images._version:
         _last_levels = last = (weakref.ref(images, _forget_levels), images._version, _levels(images))

@@ -190,6 +190,16 @@ def test_levels_of_the_same_images_are_made_once_and_of_changed_ones_anew():
     assert not to_uint8(images).any() and levels.any()
 
 
+@pytest.mark.parametrize("shared", ["from numpy", "with numpy"])
+def test_levels_of_memory_that_numpy_changes_are_made_anew(shared):
+    """torch counts its own changes of a tensor, and does not see numpy's."""
+    images = torch.from_numpy(np.zeros((1, 3, 4, 5), np.float32)) if shared == "from numpy" else torch.zeros(1, 3, 4, 5)
+    array = images.numpy()
+    assert to_uint8(images).max() == 0
+    array[:] = 1
+    assert to_uint8(images).min() == 255
+
+
 def test_levels_live_no_longer_than_their_images():
     images = torch.rand(2, 3, 4, 5)
     levels = weakref.ref(to_uint8(images))
