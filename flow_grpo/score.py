@@ -46,16 +46,19 @@ class Score:
     read: tuple[str, ...] | None = None
 
     def __post_init__(self):
-        if self.reward.ndim != 1 or not self.reward.is_floating_point():
-            raise ValueError(f"reward must be (B,) float, got {_describe(self.reward)}; give one number per image")
+        if not _is_float_tensor(self.reward, ndim=1):
+            raise ValueError(
+                f"reward must be (B,) float, got {_describe(self.reward)}; give a tensor, a number per image"
+            )
         if not self.reward.isfinite().all():
             raise ValueError(f"reward must be finite, got {self.reward.tolist()}; raise in the scorer instead")
         for name, values in self.details.items():
-            if values.shape != self.reward.shape:
+            if not isinstance(values, Tensor) or values.shape != self.reward.shape:
                 raise ValueError(f"details[{name!r}] must be {tuple(self.reward.shape)}, got {_describe(values)}")
-        if self.read is not None and len(self.read) != len(self.reward):
-            raise ValueError(f"read must be one text per image, got {len(self.read)} for {len(self.reward)} images")
-        if not 0 <= self.neutral <= 1:
+        if self.read is not None and (isinstance(self.read, str) or len(self.read) != len(self.reward)):
+            got = "one string" if isinstance(self.read, str) else len(self.read)
+            raise ValueError(f"read must be one text per image, got {got} for {len(self.reward)} images")
+        if self.neutral is None or not 0 <= self.neutral <= 1:
             raise ValueError(f"neutral must lie in [0, 1], got {self.neutral}; 0.5 is half-way between bad and good")
         if self.valid is None:
             object.__setattr__(self, "valid", torch.ones_like(self.reward, dtype=torch.bool))  # the dataclass is frozen
@@ -78,7 +81,7 @@ class Score:
             return
         if self.map_kind not in ("reward", "importance"):
             raise ValueError(f'a reward_map needs map_kind "reward" or "importance", got {self.map_kind!r}')
-        if self.reward_map.ndim != 3 or len(self.reward_map) != batch or not self.reward_map.is_floating_point():
+        if not _is_float_tensor(self.reward_map, ndim=3) or len(self.reward_map) != batch:
             raise ValueError(f"reward_map must be ({batch}, H, W) float, got {_describe(self.reward_map)}")
         _check_unit_range(
             "reward_map", self.reward_map[self.map_valid], "normalise or clamp it, or mark the image invalid"
@@ -236,8 +239,12 @@ def _levels(images: Tensor) -> np.ndarray:
     return array
 
 
+def _is_float_tensor(value: Any, ndim: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim == ndim and value.is_floating_point()
+
+
 def _check_flags(name: str, flags: Tensor, batch: int) -> None:
-    if flags.shape != (batch,) or flags.dtype != torch.bool:
+    if not isinstance(flags, Tensor) or flags.shape != (batch,) or flags.dtype != torch.bool:
         raise ValueError(f"{name} must be ({batch},) bool, got {_describe(flags)}")
 
 
@@ -252,4 +259,7 @@ def _check_unit_range(name: str, values: Tensor, remedy: str) -> None:
 
 
 def _describe(value: Any) -> str:
-    return f"{tuple(value.shape)} {value.dtype}" if hasattr(value, "shape") else type(value).__name__
+    kind = type(value).__name__
+    if not hasattr(value, "shape"):
+        return kind
+    return f"{tuple(value.shape)} {value.dtype}" + ("" if isinstance(value, Tensor) else f" ({kind})")

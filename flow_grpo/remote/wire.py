@@ -76,7 +76,7 @@ def encode_score(score: Score) -> bytes:
     texts = {}
     if score.reward_map is not None:
         numbers["reward_map"] = score.reward_map
-        texts = {"map_kind": score.map_kind, "neutral": _json(score.neutral)}
+        texts = {"map_kind": score.map_kind, "neutral": _json(float(score.neutral))}
     if score.read is not None:
         texts["read"] = _json(score.read)
     arrays = {name: values.detach().float().cpu().numpy() for name, values in numbers.items()}

@@ -1,6 +1,7 @@
 """Messages survive the journey bit for bit, the safetensors library agrees with them, and everything else is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -197,6 +198,7 @@ def test_neutral_travels_and_is_half_where_a_server_says_nothing():
     sent = Score(torch.zeros(2), torch.zeros(2, 3, 4), "reward", neutral=0.2)
     message = encode_score(sent)
     assert decode_score(message, 2).neutral == 0.2
+    assert decode_score(encode_score(replace(sent, neutral=np.float32(0.25))), 2).neutral == 0.25
     arrays, texts = unpack(message)
     texts.pop("neutral")
     assert decode_score(pack(arrays, texts), 2).neutral == 0.5
