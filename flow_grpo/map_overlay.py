@@ -51,10 +51,10 @@ class Panel(NamedTuple):
 
 
 def color_map(reward_map: np.ndarray, map_kind: MapKind = "reward") -> np.ndarray:
-    """A map (H, W) in [0, 1] as colours (H, W, 3) uint8, interpolated linearly between the kind's COLORS."""
+    """A map (H, W) in [0, 1] as colours (H, W, 3) uint8, interpolated linearly between the kind's COLORS. NaN becomes grey."""
     channels = zip(*COLORS[map_kind])
     colors = [np.interp(reward_map, (0, 0.5, 1), levels) for levels in channels]
-    return np.stack(colors, axis=-1).round().astype(np.uint8)
+    return np.nan_to_num(np.stack(colors, axis=-1), nan=128).round().astype(np.uint8)
 
 
 def overlay(
@@ -70,7 +70,7 @@ def sheet(tiles: Sequence[np.ndarray], labels: Sequence[str], columns: int, tile
 
     Tiles may differ in size and shape; a column is as wide as the widest.
     """
-    widths = [tile_size * tile.shape[1] // tile.shape[0] for tile in tiles]
+    widths = [max(1, tile_size * tile.shape[1] // tile.shape[0]) for tile in tiles]
     width, height = max(widths) + 4, tile_size + 20
     canvas = Image.new("RGB", (width * columns, height * -(-len(tiles) // columns)), "white")
     draw = ImageDraw.Draw(canvas)

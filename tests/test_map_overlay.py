@@ -30,6 +30,12 @@ def test_values_outside_the_range_take_the_nearest_colour():
     assert [tuple(c) for c in color_map(np.array([[-1.0, 2.0]]))[0].tolist()] == [BLUE, RED]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_pixel_that_holds_no_number_is_grey():
+    """A map that is not valid may hold anything, and is still shown."""
+    assert color_map(np.array([[np.nan, 0.5]])).tolist() == [[[128] * 3, [255] * 3]]
+
+
 def test_importance_runs_from_dark_to_light_without_a_turn():
     colors = color_map(np.linspace(0, 1, 101)[None], "importance")[0].astype(float)
     assert [tuple(colors[i]) for i in (0, 50, 100)] == list(COLORS["importance"])
@@ -75,6 +81,11 @@ def test_sheet_writes_each_label_below_its_tile():
 def test_sheet_keeps_a_wide_tiles_proportions():
     wide = np.zeros((8, 16, 3), dtype=np.uint8)
     assert sheet([wide], [""], columns=1, tile_size=16).size == (32 + 4, 16 + 20)
+
+
+def test_sheet_shows_a_tile_that_is_thinner_than_a_pixel():
+    thin = np.zeros((2000, 4, 3), dtype=np.uint8)
+    assert sheet([thin], [""], columns=1, tile_size=16).size == (1 + 4, 16 + 20)
 
 
 def test_sheet_of_several_shapes_keeps_the_proportions_of_each():
