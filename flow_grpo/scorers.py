@@ -36,7 +36,7 @@ def make_scorer(name: str, device: str = "cpu", **options: Any) -> Scorer:
     ImportError for a missing extra (with its install line).
     """
     factory = _factory(name)
-    accepted = inspect.signature(factory).parameters
+    accepted = _parameters(name, factory)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     unknown = [] if takes_any else sorted(set(options) - set(accepted))
     if unknown:
@@ -46,6 +46,15 @@ def make_scorer(name: str, device: str = "cpu", **options: Any) -> Scorer:
         options["device"] = device
     _check_required(name, accepted, options)
     return _checked_scorer(name, factory(**options))
+
+
+def _parameters(name: str, factory: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(factory).parameters
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"scorer {name!r} cannot be built: {error}; name a class, or a function that returns it"
+        ) from error
 
 
 def _check_required(name: str, accepted: Mapping[str, inspect.Parameter], options: Mapping[str, Any]) -> None:
@@ -110,6 +119,7 @@ def score_extras(score: Score) -> dict[str, Any]:
 
 
 def _factory(name: str) -> Callable[..., Scorer]:
+    name = name if isinstance(name, str) else repr(name)
     if name.startswith("remote:"):
         return partial(_factory(".remote_scorer:RemoteScorer"), name.removeprefix("remote:"))
     path = _SCORERS.get(name, name)
@@ -119,7 +129,14 @@ def _factory(name: str) -> Callable[..., Scorer]:
         raise ValueError(f'unknown scorer {name!r}; known: {known}, or give "package.module:factory" or "remote:URL"')
     if module_name in _SCORERS:
         raise ValueError(f"unknown scorer {name!r}; the name is {module_name}, and its variants are options of it")
-    module = importlib.import_module(module_name, __package__)
+    try:
+        module = importlib.import_module(module_name, __package__)
+    except ModuleNotFoundError as error:
+        if not f"{module_name}.".startswith(f"{error.name}."):  # a module that it imports is missing, not itself
+            raise
+        raise ValueError(
+            f"scorer {name!r}: there is no module {module_name}; put its folder on Python's search path (PYTHONPATH)"
+        ) from error
     if not hasattr(module, factory_name):
         raise ValueError(f"scorer {name!r}: module {module_name} has no {factory_name}")
     return getattr(module, factory_name)

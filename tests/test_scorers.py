@@ -113,7 +113,7 @@ def test_what_is_no_factory_of_a_scorer_is_refused_with_the_remedy(brightness_mo
         make_scorer("own_scorers:demanding")
 
 
-@pytest.mark.parametrize("name", ["clip", "", ":", "ocr:", ":OcrScorer"])
+@pytest.mark.parametrize("name", ["clip", "", ":", "ocr:", ":OcrScorer", None, 3])
 def test_unknown_name_lists_the_known_ones(name):
     with pytest.raises(ValueError, match=r"known: .*ocr, ocr_map.*package\.module:factory"):
         make_scorer(name)
@@ -122,6 +122,25 @@ def test_unknown_name_lists_the_known_ones(name):
 def test_module_without_the_factory_is_refused(brightness_module):
     with pytest.raises(ValueError, match="own_scorers has no darkness"):
         make_scorer("own_scorers:darkness")
+
+
+@pytest.mark.parametrize("name", ["no_such_module:factory", "flow_grpo.no_such:factory", "own_scorers.inner:factory"])
+def test_module_that_is_not_there_is_refused_with_where_to_put_it(brightness_module, name):
+    with pytest.raises(ValueError, match=f"no module {name.partition(':')[0]}.*Python's search path"):
+        make_scorer(name)
+
+
+def test_module_that_lacks_an_import_of_its_own_raises_that(tmp_path, monkeypatch):
+    (tmp_path / "lacking_scorers.py").write_text("import not_installed_anywhere\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
+        make_scorer("lacking_scorers:factory")
+
+
+@pytest.mark.parametrize("name", ["math:pi", "builtins:dict"])
+def test_what_has_no_signature_is_refused_by_the_scorers_name(name):
+    with pytest.raises(ValueError, match=f"{name}.*name a class, or a function"):
+        make_scorer(name)
 
 
 def test_unknown_option_names_the_scorer_and_what_it_takes():

@@ -20,11 +20,13 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> ClipParts:
     name: "ARCHITECTURE/PRETRAINED", such as "RN50/openai", or a name with a scheme, such as "hf-hub:laion/...".
     Raises ImportError if open_clip is missing, ValueError for an unknown kind of tower, and what open_clip raises.
     """
+    architecture, _, pretrained = (name, "", None) if ":" in name else name.rpartition("/")
+    if not architecture:
+        raise ValueError(f'name a model of open_clip as "open_clip:ARCHITECTURE/PRETRAINED", got {name!r}')
     try:
         import open_clip
     except ImportError as error:
         raise ImportError("this CLIP needs open_clip: pip install open_clip_torch") from error
-    architecture, _, pretrained = (name, "", None) if ":" in name else name.rpartition("/")
     model = open_clip.create_model(architecture, pretrained=pretrained)
     model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
     return take_apart(model, open_clip.get_tokenizer(architecture), device)

@@ -1,6 +1,7 @@
 """Load a CLIP model, or take a loaded one. A process holds one copy per model, device and dtype."""
 
 import copy
+import os
 import threading
 from typing import Any
 from weakref import WeakValueDictionary
@@ -37,6 +38,8 @@ def load_clip(
         return model
     if isinstance(model, tuple):
         model, tokenizer = model
+    if isinstance(model, os.PathLike):
+        model = os.fspath(model)
     if isinstance(model, str) and tokenizer is not None:
         raise ValueError(f"model {model!r} comes with its own tokenizer; leave it out, or give a loaded model with it")
     device, dtype = torch.device(device), _floating(dtype) or (torch.float32 if isinstance(model, str) else None)

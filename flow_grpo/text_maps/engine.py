@@ -278,6 +278,9 @@ def make_engine(engine: str | OcrEngine, **options) -> OcrEngine:
 
     Raises ValueError for an unknown name or option, and ImportError if the engine's package is missing.
     """
+    if isinstance(engine, type):
+        kind = engine.__name__
+        raise ValueError(f"{kind} is the class of an engine; give an object of it, {kind}(...)")
     if callable(engine):
         if options:
             raise ValueError(f"an OcrEngine is built already and takes no options, got {', '.join(options)}")

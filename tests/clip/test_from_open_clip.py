@@ -166,6 +166,12 @@ def test_named_models_are_loaded_through_the_package(monkeypatch, vit, images, n
     assert calls == [asked, asked[0]]
 
 
+@pytest.mark.parametrize("name", ["open_clip:RN50", "open_clip:", "open_clip:/openai"])
+def test_name_without_an_architecture_and_its_weights_is_refused(name):
+    with pytest.raises(ValueError, match="open_clip:ARCHITECTURE/PRETRAINED"):
+        make_scorer("clipscore", model=name)
+
+
 def test_missing_package_names_its_install_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ImportError, match="pip install open_clip_torch"):

@@ -1,6 +1,7 @@
 import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_folder_gives_the_same_and_is_loaded_once(folder, clip, images):
     torch.testing.assert_close(loaded.trace(images, PROMPTS).logits, clip.trace(images, PROMPTS).logits)
     assert load_clip(folder) is loaded and load_clip(folder, dtype="float32") is loaded
     assert load_clip(folder, dtype="bfloat16") is not loaded
-    assert load_clip(loaded) is loaded
+    assert load_clip(loaded) is loaded and load_clip(Path(folder)) is loaded
 
 
 def test_loaded_model_is_taken_apart_once(pair, clip):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from flow_grpo.score import to_uint8
-from flow_grpo.text_maps.engine import Character, TextLine, make_engine
+from flow_grpo.text_maps.engine import Character, RapidOcr, TextLine, make_engine
 
 QUAD = [[0, 0], [10, 0], [10, 5], [0, 5]]
 ROOT = Path(__file__).parents[2]
@@ -174,6 +174,11 @@ def test_engine_may_be_given_as_an_object():
     assert make_engine(engine) is engine
     with pytest.raises(ValueError, match="takes no options, got characters"):
         make_engine(engine, characters=True)
+
+
+def test_a_class_is_no_engine():
+    with pytest.raises(ValueError, match=r"RapidOcr is the class of an engine; give an object of it, RapidOcr\(...\)"):
+        make_engine(RapidOcr)
 
 
 def test_unknown_option_lists_the_known_ones():
