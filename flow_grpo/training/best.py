@@ -32,7 +32,9 @@ def save_best(
         known = ", ".join(sorted(name for name in metrics if name.startswith("eval/")))
         raise ValueError(f"best_metric={metric!r} is not measured; choose one of {known}, or leave it empty")
     best = read_best(run_dir)
-    is_better = best is None or best["metric"] != metric or metrics[metric] > best["value"]
+    # A best of this epoch or a later one is of a run that ended in this folder, or of epochs that are repeated.
+    is_old = best is None or best["metric"] != metric or best["epoch"] >= epoch
+    is_better = is_old or metrics[metric] > best["value"]
     is_better = is_better and not math.isnan(metrics[metric])  # no image could be scored; nothing would ever beat it
     if not distributed.any(distributed.is_main and is_better):
         return False

@@ -31,6 +31,12 @@ def test_another_metric_starts_anew(tmp_path, policy, distributed):
     assert read_best(tmp_path)["metric"] == "eval/gold/ocr"
 
 
+def test_a_run_in_the_folder_of_one_that_died_does_not_take_its_best_for_its_own(tmp_path, policy, distributed):
+    save_best(tmp_path, policy, {"eval/reward": 0.9}, "eval/reward", 0, distributed)
+    assert save_best(tmp_path, policy, {"eval/reward": 0.2}, "eval/reward", 0, distributed)
+    assert read_best(tmp_path)["value"] == 0.2
+
+
 def test_a_metric_that_is_not_measured_is_refused_with_those_that_are(tmp_path, policy, distributed):
     with pytest.raises(ValueError, match="best_metric='eval/rewards' is not measured; choose one of eval/reward, or"):
         save_best(tmp_path, policy, {"eval/reward": 0.5, "alarm/x": 0.0}, "eval/rewards", 0, distributed)
