@@ -40,6 +40,7 @@ def resolve(config: ml_collections.ConfigDict, num_processes: int) -> tuple[ml_c
     fill_in(config)
     fit(config)
     _check_control(config)
+    _check_best_metric(config)
     return config.lock(), geometry_of(config)
 
 
@@ -142,6 +143,19 @@ def _check_control(config: ml_collections.ConfigDict) -> None:
     if control == "shuffled" and config.num_groups < 2:
         raise ValueError(
             "advantage.control=shuffled gives each group another group's maps; set --config.num_groups to 2 or more"
+        )
+
+
+def _check_best_metric(config: ml_collections.ConfigDict) -> None:
+    """What a scorer measures on the way is known only once it has scored; the first evaluation asks again."""
+    gold = [f"eval/gold/{name}" for name in config.eval_rewards]
+    trained = [f"eval/{name}" for name in config.rewards]
+    measured = ["eval/reward", "eval/invalid_share", *gold, *(trained if len(trained) > 1 else ())]
+    parts = ("eval/signal/", *(f"{name}/" for name in (*gold, *trained)))
+    metric = config.best_metric
+    if metric and config.eval_every and metric not in measured and not metric.startswith(parts):
+        raise ValueError(
+            f"best_metric={metric} is not measured; choose one of {', '.join(measured)}, or leave it empty"
         )
 
 

@@ -130,6 +130,9 @@ def _value(path):
         ({"advantage.control": "rolled", "advantage.mode": "scalar"}, ["advantage.control=rolled", "control=none"]),
         ({"advantage.control": "shuffled", "num_groups": 1}, ["advantage.control=shuffled", "num_groups to 2"]),
         ({"allow_changes": "train"}, ["allow_changes=train", "resume_from"]),
+        ({"best_metric": "reward"}, ["best_metric=reward", "eval/reward, "]),
+        ({"best_metric": "eval/rewards"}, ["best_metric=eval/rewards", "eval/reward, "]),
+        ({"best_metric": "eval/ocr_map"}, ["best_metric=eval/ocr_map", "eval/gold/"]),  # a single reward is eval/reward
         ({"name": ""}, ["name are both empty", "run_dir"]),
         ({"eval_resolution": 0}, ["resolution=0 must be a side"]),
         ({"advantage.evidence": "group"}, ["advantage.evidence=group", "advantage.mode=residual", "mode=weight"]),
