@@ -137,7 +137,8 @@ def _metrics(
         "rollout/advantage_abs_mean": advantages.abs().mean(),
         "rollout/advantage_std": advantages.std(correction=0),
         "rollout/zero_advantage_share": (advantages == 0).float().mean(),
-        **{f"rollout/{name}": detail[valid].mean() for name, detail in scored.details.items()},
+        # NaN where a batch's scorer did not measure it
+        **{f"rollout/{name}": detail[valid].nanmean() for name, detail in scored.details.items()},
         **{f"rollout/{name}": value for name, value in part_metrics(values, parts, scored.group_ids, valid).items()},
     }
     for name, token_map in scored.maps.items():

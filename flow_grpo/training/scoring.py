@@ -79,7 +79,8 @@ class PendingScores:
         self.samples += make_samples(batch.shown, batch.prompts, scores, self._scorers.weights)
         rewards, valid = weighted_sum(scores, self._scorers.weights)
         details = {name: score.reward for name, score in scores.items()} | measured(scores) | batch.signals
-        mapped = [name for name, score in scores.items() if score.reward_map is not None and self._token_grid]
+        weights = self._scorers.weights  # a reward of weight 0 is watched, and its map spreads nothing
+        mapped = [name for name in scores if scores[name].reward_map is not None and weights[name] and self._token_grid]
         return Scored(
             rewards=rewards.detach().float(),
             valid=valid,

@@ -115,6 +115,15 @@ def test_metrics_by_hand():
     assert evidence_metrics(torch.cat([even, one])) == {"coverage": 0.625, "entropy": pytest.approx(0.5)}
 
 
+def test_a_quantity_that_only_some_images_have_is_averaged_over_those():
+    details = {"ocr": torch.tensor([1.0, 0.0]), "ocr/words": torch.tensor([3.0, math.nan])}
+    both = torch.tensor([True, True])
+    scored = Scored(details["ocr"], both, torch.tensor([0, 0]), {}, details)
+    rule = CreditRule(**get_config("tiny_ocr").advantage)
+    _, metrics = assign_credit(scored, [1.0], 0, {"ocr": 1.0}, rule, 0.0)
+    assert metrics["rollout/ocr/words"] == 3
+
+
 # A mode of one's own
 
 

@@ -43,6 +43,11 @@ def test_a_reward_without_a_map_leaves_none():
     assert score(some_images(), pixel_map=None).maps == {}
 
 
+def test_a_reward_of_weight_0_is_watched_and_its_map_left_out():
+    scored = score(some_images(), make_scorers("cpu", {REWARD: 0.0, "jpeg_compressibility": 1.0}))
+    assert scored.maps == {} and REWARD in scored.details
+
+
 def test_a_differentiable_scorer_leaves_no_graph_behind():
     scored = score(some_images().requires_grad_())
     tensors = [scored.rewards, scored.maps[REWARD].values, *scored.details.values()]
