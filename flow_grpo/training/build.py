@@ -92,33 +92,19 @@ def _build(
 ) -> Parts:
     check_sizes(partial(presets.check_images, config.preset), config.dataset)
     sampler = make_sampler(config, distributed.rank)
-    eval_prompts = load_prompts(config.dataset, "test")[: config.num_eval_prompts or None]
-    eval_metadata = load_metadata(config.dataset, "test")[: len(eval_prompts)]
-    eval_sizes = load_sizes(config.dataset, "test", config.eval_resolution or config.resolution)[: len(eval_prompts)]
     identities = {"dataset": start.dataset_identity(config.dataset)}
     resume_path, origin = start.found_checkpoint(config, identities, distributed)
     # The scorers come before the weights: a missing engine should not cost a download.
-    scorers = make_scorers(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict())
-    gold = gold_scorers(config, distributed.device)
-    check_data(scorers, config.dataset, config.num_eval_prompts)
-    for warning in scorers.training_warnings if distributed.is_main else ():
-        logger.warning(warning)
-    _try_scorers(scorers, config, sampler, distributed.device)
+    scorers, gold = _scorers(config, sampler, distributed)
     policy, identities["model"] = _policy(config, distributed.device)
     origin = start.known_origin(config, resume_path, origin, identities, distributed)
-    policy.forward_module, optimizer = distributed.prepare(
-        policy.network, _optimizer(config, policy), config.train.max_grad_norm
-    )
-    ema = ExponentialMovingAverage(policy.trainable_parameters(), config.train.ema_decay, config.train.ema_every)
-    update_rule = UpdateRule(**{field.name: config.train[field.name] for field in fields(UpdateRule)})
+    optimizer, ema, updater = _learning(config, policy, distributed)
     return Parts(
         config=config,
         geometry=geometry,
         distributed=distributed,
         sampler=sampler,
-        eval_prompts=eval_prompts,
-        eval_metadata=eval_metadata,
-        eval_sizes=eval_sizes,
+        **_held_out(config),
         scorers=scorers,
         gold=gold,
         credit=_credit(config, policy),
@@ -126,11 +112,48 @@ def _build(
         uses_maps=bool(MODES[config.advantage.mode].map_kinds) or _spatial_kl(config) > 0,
         optimizer=optimizer,
         ema=ema,
-        updater=Updater(policy, optimizer, ema, distributed, update_rule),
+        updater=updater,
         resume_path=resume_path,
         origin=origin,
         lock=lock,
     )
+
+
+def _held_out(config: ml_collections.ConfigDict) -> dict[str, list]:
+    """The test prompts of an evaluation, as the fields of `Parts` that hold them."""
+    number, resolution = config.num_eval_prompts or None, config.eval_resolution or config.resolution
+    return {
+        "eval_prompts": load_prompts(config.dataset, "test")[:number],
+        "eval_metadata": load_metadata(config.dataset, "test")[:number],
+        "eval_sizes": load_sizes(config.dataset, "test", resolution)[:number],
+    }
+
+
+def _scorers(
+    config: ml_collections.ConfigDict, sampler: GroupSampler, distributed: Distributed
+) -> tuple[WeightedScorers, WeightedScorers | None]:
+    """The trained and the gold scorers, checked against the prompts; the trained ones have also scored an image."""
+    scorers = make_scorers(str(distributed.device), config.rewards.to_dict(), config.reward_options.to_dict())
+    gold = gold_scorers(config, distributed.device)
+    check_data(scorers, config.dataset, config.num_eval_prompts)
+    for warning in scorers.training_warnings if distributed.is_main else ():
+        logger.warning(warning)
+    _try_scorers(scorers, config, sampler, distributed.device)
+    return scorers, gold
+
+
+def _learning(
+    config: ml_collections.ConfigDict, policy: Policy, distributed: Distributed
+) -> tuple[torch.optim.Optimizer, ExponentialMovingAverage, Updater]:
+    """What changes the policy's weights, once the policy is prepared for its processes."""
+    train = config.train
+    optimizer = torch.optim.AdamW(
+        policy.trainable_parameters(), lr=train.learning_rate, eps=train.adam_epsilon, weight_decay=train.weight_decay
+    )
+    policy.forward_module, optimizer = distributed.prepare(policy.network, optimizer, train.max_grad_norm)
+    ema = ExponentialMovingAverage(policy.trainable_parameters(), train.ema_decay, train.ema_every)
+    rule = UpdateRule(**{field.name: train[field.name] for field in fields(UpdateRule)})
+    return optimizer, ema, Updater(policy, optimizer, ema, distributed, rule)
 
 
 def gold_scorers(config: ml_collections.ConfigDict, device: torch.device) -> WeightedScorers | None:
@@ -141,13 +164,6 @@ def gold_scorers(config: ml_collections.ConfigDict, device: torch.device) -> Wei
     gold = make_scorers(str(device), dict.fromkeys(options, 1.0), options)
     check_data(gold, config.dataset, config.num_eval_prompts, splits=("test",))
     return gold
-
-
-def _optimizer(config: ml_collections.ConfigDict, policy: Policy) -> torch.optim.Optimizer:
-    train = config.train
-    return torch.optim.AdamW(
-        policy.trainable_parameters(), lr=train.learning_rate, eps=train.adam_epsilon, weight_decay=train.weight_decay
-    )
 
 
 def _credit(config: ml_collections.ConfigDict, policy: Policy) -> Callable[..., tuple[Credit, dict[str, float]]]:
@@ -225,7 +241,8 @@ def _try_scorers(
     if failed := [name for name, score in scores.items() if not score.valid.all()]:
         raise RuntimeError(f"{', '.join(failed)} could not score a grey image; the log says why")
     mode, spatial_kl = config.advantage.mode, _spatial_kl(config)
-    kinds = {name: score.map_kind for name, score in scores.items() if score.map_kind is not None}
+    used = [name for name, weight in config.rewards.items() if weight > 0]
+    kinds = {name: scores[name].map_kind for name in used if scores[name].map_kind is not None}
     needs = {
         f"advantage.mode={mode}": (MODES[mode].map_kinds, "advantage.mode=scalar"),
         f"train.spatial_kl={spatial_kl}": (spatial_kl > 0, "train.spatial_kl=0.0"),
@@ -233,7 +250,7 @@ def _try_scorers(
     for setting, (needed, without) in needs.items():
         if needed and not kinds:
             raise ValueError(
-                f"{setting} needs a reward map, and none of {', '.join(config.rewards)} has one; set --config.{without}"
+                f"{setting} needs a reward map, and none of {', '.join(used)} has one; set --config.{without}"
             )
     other = [name for name, kind in kinds.items() if MODES[mode].map_kinds and kind not in MODES[mode].map_kinds]
     if other:

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,26 +102,30 @@ class _Row(NamedTuple):
     size: tuple[int, int] | None
 
 
-def _read(folder: str | Path, split: str) -> list[_Row]:
+def _read(folder: str | Path, split: str) -> tuple[_Row, ...]:
     path = _split_file(Path(folder), split)
-    rows = []
-    for number, line in enumerate(_lines(path), 1):
+    return _rows(path, path.read_bytes())
+
+
+@lru_cache(maxsize=4)  # a start asks for both splits several times; a file that has changed is parsed anew
+def _rows(path: Path, data: bytes) -> tuple[_Row, ...]:
+    rows, is_text = [], path.suffix == ".txt"
+    for number, line in enumerate(_lines(path, data), 1):
         place = f"{path}:{number}"
         try:
             text = line.decode("utf-8").strip()
         except UnicodeDecodeError as error:
             raise ValueError(f"{place}: not UTF-8 ({error}); save the file in UTF-8") from error
         if text:
-            prompt, metadata = (text, {}) if path.suffix == ".txt" else _parse_json(text, place)
+            prompt, metadata = (text, {}) if is_text else _parse_json(text, place)
             rows.append(_Row(prompt, metadata, place, _size(metadata, place)))
     if not rows:
         raise ValueError(f"{path} holds no prompts; write one a line")
-    return rows
+    return tuple(rows)
 
 
-def _lines(path: Path) -> list[bytes]:
+def _lines(path: Path, data: bytes) -> list[bytes]:
     """The lines of a file. Only CR LF, LF and CR end a line here; str.splitlines knows seven more line ends."""
-    data = path.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError(f"{path}:1: UTF-16, not UTF-8; save the file in UTF-8")
     return re.split(rb"\r\n|\n|\r", data.removeprefix(codecs.BOM_UTF8))

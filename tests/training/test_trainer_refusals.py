@@ -67,6 +67,8 @@ def test_an_option_that_no_reward_takes_is_refused(make_trainer, tmp_path):
 def test_a_mode_that_needs_a_map_refuses_a_reward_without_one_before_the_weights(make_trainer, tmp_path):
     with pytest.raises(ValueError, match="advantage.mode=weight needs a reward map.*advantage.mode=scalar"):
         make_trainer(tmp_path, reward_options={REWARD: {"pixel_map": None}}, model="nowhere")
+    with pytest.raises(ValueError, match="none of jpeg_compressibility has one"):  # the only map has weight 0
+        make_trainer(tmp_path, rewards={REWARD: 0.0, "jpeg_compressibility": 1.0}, model="nowhere")
 
 
 def test_residuals_of_an_importance_map_are_refused_before_the_weights(make_trainer, tmp_path):
