@@ -23,7 +23,7 @@ from flow_grpo.training.records import Credit
 from flow_grpo.training.rollout import SDE, rollout
 from flow_grpo.training.shards import whole_optimizer_state
 from flow_grpo.training.update import Updater, UpdateRule
-from tests.training.policies.conftest import LAYOUTS
+from tests.training.policies.tiny.layout import tiny
 
 NUM_SAMPLES, NUM_UPDATES = 2, 2
 PROMPTS = ["a sign", 'a green star, a pink sign "RAM" and a black sign "SOB"']
@@ -48,7 +48,7 @@ class Run:
     def __init__(self, family: str, pipeline: str, adapter: str, distributed: Distributed):
         torch.manual_seed(0)
         self.distributed = distributed
-        side = 4 * LAYOUTS[family].pixels
+        side = 4 * tiny(family).LAYOUT.pixels
         options = dict(resolution=side, max_sequence_length=72) | ADAPTERS[adapter]
         self.policy = load_policy(family, pipeline, distributed.mixed_precision, **options)
         self.policy.enable_gradient_checkpointing()

@@ -14,7 +14,7 @@ from config.validation import resolve
 from flow_grpo.training.policies.families import FAMILIES
 from flow_grpo.training.policies.load import load_policy
 from flow_grpo.training.rollout import SDE, replay, rollout
-from tests.training.policies.tiny_pipelines import vae
+from tests.training.policies.tiny.parts import vae
 
 PAGE = Path("docs/add-a-model.md").read_text(encoding="utf-8")
 PROMPTS = ["a sign", 'a green star and a black sign that says "SOB"']

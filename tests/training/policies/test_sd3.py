@@ -1,4 +1,4 @@
-"""What is SD3's own, on the committed tiny pipeline; what it shares with every family is in test_contract.py."""
+"""What is SD3's own, on the committed tiny pipeline; what it shares with every family is in contract/."""
 
 import pytest
 import torch

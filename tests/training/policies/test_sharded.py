@@ -7,9 +7,9 @@ import pytest
 import torch
 from peft.utils import get_peft_model_state_dict
 
+from flow_grpo.training.policies.families import FAMILIES
 from flow_grpo.training.policies.load import find_policy
 from tests.training.launching import by_two_processes, run
-from tests.training.policies.conftest import LAYOUTS
 from tests.training.policies.sharded_worker import ADAPTERS
 
 WORKER = "tests/training/policies/sharded_worker.py"
@@ -17,7 +17,7 @@ WORKER = "tests/training/policies/sharded_worker.py"
 
 @pytest.fixture(scope="module")
 def pipelines(make_family):
-    return [f"{name}={make_family(name).folder}" for name in LAYOUTS]
+    return [f"{name}={make_family(name).folder}" for name in FAMILIES]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def adapter(request):
     return request.param
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(request):
     return request.param
 
