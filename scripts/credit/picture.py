@@ -60,7 +60,9 @@ def _draw_steps(axes, by_step: list[dict], labels: list[str]) -> None:
     """A line per arm."""
     sigmas = [step["sigma"] for step in by_step]
     for label in labels:
-        axes.plot(sigmas, [step["arms"][label]["cos_8"] for step in by_step], marker="o", label=label, **STEPS_OF[label])
+        axes.plot(
+            sigmas, [step["arms"][label]["cos_8"] for step in by_step], marker="o", label=label, **STEPS_OF[label]
+        )
     axes.axhline(0, color="black", linewidth=0.8)
     axes.invert_xaxis()  # a denoising step goes from a high level to a low one
     axes.set(xlabel="noise level sigma of the step", ylabel="cosine of 8 groups with the reference")
