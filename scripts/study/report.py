@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,16 +29,34 @@ DRIFT = {"off_text": "off the text, levels", "shape_right": "shape right", "gold
 
 
 def best_rates(rows: Sequence[dict]) -> dict[str, float]:
-    """Each arm's learning rate of the largest mean accuracy over the sweep; without one, that of most runs."""
+    """Each arm's learning rate: of those that its other seeds were run at, the best of the sweep; without one, that of most runs."""
     rates = {}
     for arm in {row["arm"] for row in rows}:
-        own = [row for row in rows if row["arm"] == arm]
-        swept = {r["learning_rate"]: area_under(*_curve(r)) for r in own if r["seed"] == SWEEP_SEED}
-        counts = defaultdict(int)
-        for row in own:
-            counts[row["learning_rate"]] += row["seed"] != SWEEP_SEED
-        rates[arm] = max(swept or counts, key=(swept or counts).get)
+        counts = Counter(row["learning_rate"] for row in rows if row["arm"] == arm and row["seed"] != SWEEP_SEED)
+        swept = _sweep(rows, arm)
+        choices = {rate: accuracy for rate, accuracy in swept.items() if rate in counts} or counts or swept
+        rates[arm] = max(choices, key=choices.get)
     return rates
+
+
+def sweep_table(rows: Sequence[dict]) -> str:
+    """The mean exact words over the run, of the sweep's seed: an arm a line, a learning rate a column."""
+    swept = {arm: _sweep(rows, arm) for arm in ARMS}
+    rates = sorted({rate for of_arm in swept.values() for rate in of_arm})
+    lines = [
+        f"| sweep, seed {SWEEP_SEED} | {' | '.join(f'{rate:g}' for rate in rates)} |",
+        "|---" * (len(rates) + 1) + "|",
+    ]
+    for arm, of_arm in swept.items():
+        if of_arm:
+            lines.append(f"| {arm} | {' | '.join(f'{of_arm[r]:.3f}' if r in of_arm else '' for r in rates)} |")
+    return "\n".join(lines)
+
+
+def _sweep(rows: Sequence[dict], arm: str) -> dict[float, float]:
+    """{learning rate: mean exact words over the run} of an arm's runs of the sweep."""
+    own = [row for row in rows if (row["arm"], row["seed"]) == (arm, SWEEP_SEED)]
+    return {row["learning_rate"]: area_under(*_curve(row)) for row in own}
 
 
 def compared(rows: Sequence[dict]) -> dict[str, list[dict]]:
@@ -139,11 +157,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    arms = compared(read_rows(args.results))
+    rows = read_rows(args.results)
+    arms = compared(rows)
     if not arms:
         raise SystemExit(f"{args.results} has no finished run of a seed other than {SWEEP_SEED}; do `run` first")
     level = half_way(arms) if args.level is None else args.level
-    text = f"Level: {level:.3f}\n\n{table(arms, level)}\n\n{drift_table(arms)}\n"
+    text = f"Level: {level:.3f}\n\n{table(arms, level)}\n\n{drift_table(arms)}\n\n{sweep_table(rows)}\n"
     print(text)
     folder = args.results.parent
     (folder / "tables.md").write_text(text, encoding="utf-8")

@@ -12,7 +12,7 @@ from scripts.pretrain.signs_world import HELD_OUT, make_scene
 from scripts.study.drift import drift_of, last_lora
 from scripts.study.launch import Job, curve_of, jobs_left
 from scripts.study.oracle import OracleScorer, oracle_map
-from scripts.study.report import best_rates, compared, drift_table, half_way, run, table
+from scripts.study.report import best_rates, compared, drift_table, half_way, run, sweep_table, table
 from scripts.study.runs import ARMS, ORACLE_ARMS, get_config
 
 SEED = HELD_OUT + 1
@@ -76,6 +76,17 @@ def test_the_sweep_chooses_each_arms_rate_and_its_seed_is_not_compared():
     rows += [row("own", 2, [0.4, 0.6], 1e-3), row("own", 1, [0.4, 0.8], 1e-3), row("own", 3, [0.4, 0.5])]
     assert best_rates(rows) == {"own": 1e-3, "scalar": 5e-4}
     assert {arm: [r["seed"] for r in own] for arm, own in compared(rows).items()} == {"own": [1, 2]}
+
+
+def test_a_rate_that_the_sweep_alone_tried_is_told_and_not_compared():
+    rows = [
+        row("own", 0, [0.4, 0.5]),
+        row("own", 0, [0.4, 0.8], 1e-3),
+        row("own", 1, [0.4, 0.6]),
+        row("oracle", 0, [0.5, 0.5]),
+    ]
+    assert [r["learning_rate"] for r in compared(rows)["own"]] == [5e-4]
+    assert sweep_table(rows).splitlines()[2:] == ["| own | 0.450 | 0.600 |", "| oracle | 0.500 |  |"]
 
 
 def test_without_a_sweep_the_rate_of_most_runs_is_taken():
