@@ -68,17 +68,22 @@ def overlay(
 def sheet(tiles: Sequence[np.ndarray], labels: Sequence[str], columns: int, tile_size: int = 128) -> Image.Image:
     """Tiles (H, W, 3) uint8 in rows, each with its label below. tile_size: their height on the sheet, in pixels.
 
-    Tiles may differ in size and shape; a column is as wide as the widest.
+    Tiles may differ in size and shape; a column is as wide as the widest. A label may have several lines; one that is wider
+    than its column is cut.
     """
     widths = [max(1, tile_size * tile.shape[1] // tile.shape[0]) for tile in tiles]
-    width, height = max(widths) + 4, tile_size + 20
-    canvas = Image.new("RGB", (width * columns, height * -(-len(tiles) // columns)), "white")
+    width, num_rows = max(widths) + 4, -(-len(tiles) // columns)
+    num_lines = [max(len(label.split("\n")) for label in labels[columns * row :][:columns]) for row in range(num_rows)]
+    tops = np.cumsum([0, *(tile_size + 5 + 15 * lines for lines in num_lines)]).tolist()
+    canvas = Image.new("RGB", (width * columns, tops[-1]), "white")
     draw = ImageDraw.Draw(canvas)
     for index, (tile, label, own_width) in enumerate(zip(tiles, labels, widths, strict=True)):
-        x, y = index % columns * width, index // columns * height
+        x, y = index % columns * width, tops[index // columns]
         canvas.paste(_resized(tile, (own_width, tile_size)), (x + 2, y + 2))
-        shown, font = drawable(label, size=12)
-        draw.text((x + 3, y + tile_size + 3), shown, fill="black", font=font)
+        for line, text in enumerate(label.split("\n")):
+            shown, font = drawable(text, size=12)
+            place = (x + 3, y + tile_size + 3 + 15 * line)
+            draw.text(place, shortened(shown, font, width - 6), fill="black", font=font)
     return canvas
 
 

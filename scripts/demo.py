@@ -67,8 +67,8 @@ def draw_curve(run_dir: Path, path: Path) -> None:
     axes.plot(
         [r["epoch"] for r in evaluations], [r["eval/reward"] for r in evaluations], "o-", label="reward, held-out words"
     )
-    axes.plot([r["epoch"] for r in evaluations], [r[exact] for r in evaluations], "s--", label="exact word, held-out")
-    axes.set(xlabel="epoch", ylabel="OCR reward / accuracy", title=run_dir.name, ylim=(0, 1))
+    axes.plot([r["epoch"] for r in evaluations], [r[exact] for r in evaluations], "s--", label="exact words, held-out")
+    axes.set(xlabel="epoch", ylabel="OCR reward, share of exact words", ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=150)
@@ -83,9 +83,7 @@ def draw_samples(run_dir: Path, path: Path) -> None:
     canvas = Image.new("RGB", (sheets[0].width, sum(sheet.height + heading for sheet in sheets)), "white")
     draw, top = ImageDraw.Draw(canvas), 0
     for sheet, title in zip(sheets, ("before", "after")):
-        text = (
-            f"{title}: held-out prompts and their maps (red rewarded, blue blamed); the word asked for and its reward"
-        )
+        text = f"{title}: the words asked for, what was read if that differs, the reward; maps: red good, blue bad"
         draw.text((4, top + 5), text, fill="black", font=ImageFont.load_default(size=14))
         canvas.paste(sheet, (0, top + heading))
         top += sheet.height + heading

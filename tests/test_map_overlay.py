@@ -78,6 +78,13 @@ def test_sheet_writes_each_label_below_its_tile():
     assert dark[0].min() >= 18 and dark[1].min() >= 20
 
 
+def test_sheet_gives_a_row_the_lines_of_its_longest_label_and_cuts_what_is_too_wide():
+    picture = np.asarray(sheet([solid(255)] * 3, ["", "1\n1\n1", "W" * 40], columns=2, tile_size=16))
+    assert picture.shape[:2] == (16 + 5 + 3 * 15 + 16 + 20, 2 * 20)
+    rows, columns = (picture < 128).all(axis=2).nonzero()
+    assert columns[rows >= 66].max() < 20
+
+
 def test_sheet_keeps_a_wide_tiles_proportions():
     wide = np.zeros((8, 16, 3), dtype=np.uint8)
     assert sheet([wide], [""], columns=1, tile_size=16).size == (32 + 4, 16 + 20)

@@ -46,15 +46,22 @@ class Sample:
         return row if self.control == "none" else row | {"control": self.control}
 
     def label(self) -> str:
-        """The first quoted target, what was read instead, the reward and the advantage, short enough for a tile of a sheet."""
-        targets, read = quoted_targets(self.prompt)[:1], list(self.read.values())[:1]
-        words = [target[:10] for target in targets]
-        if targets and read and normalise(read[0].replace(" / ", "")) != normalise(targets[0]):
-            words = [f"{targets[0][:7]}>{read[0][:7] or '-'}"]
-        words.append("unscored" if self.reward is None else f"{self.reward:.2f}")
+        """What a sheet writes below the image, a line each: the texts asked for, what was read if that differs, the reward."""
+        targets, read = quoted_targets(self.prompt), list(self.read.values())[:1]
+        lines = [" / ".join(targets)] if targets else []
+        if targets and read and not _shows(read[0], targets):
+            lines.append(f"read {read[0]}" if read[0] else "nothing read")
+        earned = "unscored" if self.reward is None else f"{self.reward:.2f}"
         if self.reward is not None and self.advantage is not None:
-            words.append(f"{self.advantage:+.1f}")
-        return " ".join(words)
+            earned += f" {self.advantage:+.1f}"
+        return "\n".join([*lines, earned])
+
+
+def _shows(read: str, targets: Sequence[str]) -> bool:
+    """Whether the lines that were read are the targets, in any order, or one target in several lines."""
+    lines = [normalise(line) for line in read.split(" / ")]
+    wanted = [normalise(target) for target in targets]
+    return sorted(lines) == sorted(wanted) or ["".join(lines)] == wanted
 
 
 def make_samples(

@@ -47,7 +47,7 @@ def test_a_sample_shows_what_was_read_beside_what_was_asked_for():
     score = Score(torch.ones(3), read=("H UT", "HAT / 2", ""))
     kept = make_samples(to_uint8(images), prompts, {"ocr": score}, {"ocr": 1.0})
     assert [each.row()["read/ocr"] for each in kept] == ["H UT", "HAT / 2", ""]
-    assert [each.label() for each in kept] == ["HUT 1.00", "HUT>HAT / 2 1.00", "HUT>- 1.00"]
+    assert [each.label() for each in kept] == ["HUT\n1.00", "HUT\nread HAT / 2\n1.00", "HUT\nnothing read\n1.00"]
 
 
 def test_a_sample_has_its_rewards_and_its_map_over_the_image():
@@ -89,33 +89,37 @@ def test_a_row_of_several_rewards_and_an_advantage_has_a_column_for_each():
 @pytest.mark.parametrize(
     "shown, label",
     [
-        (sample(), "HUT 0.50"),
-        (sample(advantage=-0.25), "HUT 0.50 -0.2"),
+        (sample(), "HUT\n0.50"),
+        (sample(advantage=-0.25), "HUT\n0.50 -0.2"),
         (sample(prompt="a red circle", advantage=1.0), "0.50 +1.0"),
-        (sample(prompt='a "GRAND OPENING" and a "SALE"'), "GRAND OPEN 0.50"),
-        (sample(reward=None, advantage=0.0), "HUT unscored"),
+        (sample(prompt='a "GRAND OPENING" and a "SALE"'), "GRAND OPENING / SALE\n0.50"),
+        (sample(prompt='"ON" and "UP"', read={"ocr": "up / ON"}), "ON / UP\n0.50"),
+        (sample(prompt='"ON" and "UP"', read={"ocr": "ON"}), "ON / UP\nread ON\n0.50"),
+        (sample(prompt='a "GRAND OPENING"', read={"ocr": "GRAND / OPENING"}), "GRAND OPENING\n0.50"),
+        (sample(reward=None, advantage=0.0), "HUT\nunscored"),
     ],
 )
 def test_a_label_says_what_was_asked_for_and_what_it_earned(shown, label):
     assert shown.label() == label
 
 
-# A sheet: tiles of 128 pixels, 4 beside and 20 below
+# A sheet: tiles of 128 pixels, 4 beside, and below 5 and 15 per line of the row's longest label
+IMAGES, MAPS = 163, 148  # heights of a row of images, with two lines below, and of one of maps
 
 
-@pytest.mark.parametrize("overlays, num_rows", [({}, 1), ({"own": solid(90)}, 2)])
-def test_a_sheet_shows_each_image_over_its_map(overlays, num_rows):
+@pytest.mark.parametrize("overlays", [{}, {"own": solid(90)}])
+def test_a_sheet_shows_each_image_over_its_map(overlays):
     picture = np.asarray(sheet([sample(overlays=overlays)] * 2, columns=2))
-    assert picture.shape[:2] == (num_rows * 148, 2 * 132)
+    assert picture.shape[:2] == (IMAGES + MAPS * len(overlays), 2 * 132)
     assert (picture[2:130, 134:262] == 40).all()
-    assert not overlays or (picture[150:278, 134:262] == 90).all()
+    assert not overlays or (picture[IMAGES + 2 : IMAGES + 130, 134:262] == 90).all()
 
 
 def test_several_maps_have_a_named_row_each():
     picture = np.asarray(sheet([sample(overlays={"one": solid(90), "two": solid(160)})] * 3, columns=2))
-    assert picture.shape[:2] == (2 * 3 * 148, 2 * 132)
-    for row, level in ((1, 90), (2, 160), (4, 90), (5, 160)):
-        top = row * 148
+    assert picture.shape[:2] == (2 * (IMAGES + 2 * MAPS), 2 * 132)
+    for pair, row, level in ((0, 0, 90), (0, 1, 160), (1, 0, 90), (1, 1, 160)):
+        top = pair * (IMAGES + 2 * MAPS) + IMAGES + row * MAPS
         assert (picture[top + 2 : top + 130, 2:130] == level).all()
         assert (picture[top + 130 : top + 148, :132] < 128).any()  # the name, under the first of the row
 
@@ -123,5 +127,6 @@ def test_several_maps_have_a_named_row_each():
 def test_a_sheet_leaves_the_places_of_missing_samples_and_maps_white():
     samples = [sample(overlays={"own": None}), *[sample(overlays={"own": solid(90)})] * 2]
     picture = np.asarray(sheet(samples, columns=2))
-    assert (picture[150:278, 2:130] == 255).all() and (picture[150:278, 134:262] == 90).all()
-    assert (picture[2 * 148 + 2 :, 134:262] == 255).all()
+    maps = picture[IMAGES + 2 : IMAGES + 130]
+    assert (maps[:, 2:130] == 255).all() and (maps[:, 134:262] == 90).all()
+    assert (picture[IMAGES + MAPS + 2 :, 134:262] == 255).all()
