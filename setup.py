@@ -25,9 +25,11 @@ OCR = [
 PADDLEOCR = [
     *OCR,
     "paddleocr>=2.10,!=3.0.*,!=3.1.*,!=3.2.*,!=3.3.*,!=3.4.*,!=3.5.*,!=3.6.*",  # 3.0 to 3.6 know no PP-OCRv6
-    # Each engine brings OpenCV under a name of its own, into the same cv2; PaddleOCR 3 accepts no other version.
+    # Each engine brings OpenCV under a name of its own, into the same cv2; PaddleOCR 3 accepts no other version. The last is
+    # what `gold` brings: with both extras pip would else lay 4.11 over 4.10.
     "opencv-contrib-python==4.10.0.84",
     "opencv-python-headless==4.10.0.84",
+    "opencv-python==4.10.0.84",
 ]
 # A second reader. Of the package only the PP-OCRv4 weights are read; it asks for an OpenCV that wants a display.
 GOLD = [*OCR, "rapidocr-onnxruntime>=1.4.4; python_version < '3.13'", "opencv-python>=4.10,<4.12"]
@@ -57,7 +59,6 @@ TRAIN = [
 ]
 DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29", "nbclient>=0.10", "ipykernel>=6.29"]
 DEV = [
-    "opencv-python==4.10.0.84",  # as PaddleOCR's
     "setuptools>=70.1",  # builds a wheel without the package wheel
     "paddleocr>=3.7",
     "pytest>=8",
