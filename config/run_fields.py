@@ -89,7 +89,8 @@ class Model(Section):
     )
     max_sequence_length: int = field(
         256,
-        "T5 tokens per prompt. The default is that of diffusers; Flow-GRPO and our runs use 128.",
+        "Tokens per prompt, T5's where there is one. The default is that of diffusers; Flow-GRPO and our runs use 128. A "
+        "run says at its start whether prompts are longer.",
         gt=0,
     )
     mixed_precision: str = field(

@@ -16,7 +16,15 @@ from flow_grpo.rewards import WeightedScorers, make_scorers
 from flow_grpo.training import start
 from flow_grpo.training.checkpoint import Origin
 from flow_grpo.training.credit import CreditRule, assign_credit
-from flow_grpo.training.data import GroupSampler, check_data, check_sizes, load_metadata, load_prompts, load_sizes
+from flow_grpo.training.data import (
+    GroupSampler,
+    check_data,
+    check_sizes,
+    cut_prompts,
+    load_metadata,
+    load_prompts,
+    load_sizes,
+)
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.ema import ExponentialMovingAverage
 from flow_grpo.training.identity import weights_identity
@@ -97,6 +105,8 @@ def _build(
     # The scorers come before the weights: a missing engine should not cost a download.
     scorers, gold = _scorers(config, sampler, distributed)
     policy, identities["model"] = _policy(config, distributed.device)
+    if (warning := check_lengths(policy, config)) and distributed.is_main:
+        logger.warning(warning)
     origin = start.known_origin(config, resume_path, origin, identities, distributed)
     optimizer, ema, updater = _learning(config, policy, distributed)
     return Parts(
@@ -225,6 +235,25 @@ def _policy(config: ml_collections.ConfigDict, device: torch.device) -> tuple[Po
     if config.compile:
         policy.compile()
     return policy, identity
+
+
+def check_lengths(policy: Policy, config: ml_collections.ConfigDict) -> str | None:
+    """What to say where the model does not see all of some prompts.
+
+    Raises ValueError, with file and line, where the policy refuses such a prompt. A run would else meet it after hours.
+    """
+    cut = cut_prompts(policy.num_tokens, config.max_sequence_length, config.dataset)
+    if cut is None:
+        return None
+    number, length, place, longest = cut
+    try:
+        policy.encode_prompts([longest])
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    return (
+        f"prompts of more than max_sequence_length={config.max_sequence_length} tokens: {number}; the model does not see their "
+        f"ends; the longest has {length} ({place}); set --config.max_sequence_length={length}, or shorten them"
+    )
 
 
 def _spatial_kl(config: ml_collections.ConfigDict) -> float:

@@ -1,11 +1,13 @@
 """Images of any shape: a run of 64 x 96 pixels with OCR and CLIP maps, evaluated at another size."""
 
 import json
+import re
 
 import pytest
 import torch
 from PIL import Image
 from tiny_run import REWARD, rollout_rows, state_of
+from transformers import AutoTokenizer
 
 from flow_grpo.training.tracking import read_metrics
 
@@ -81,3 +83,14 @@ def test_prompts_larger_than_a_preset_is_computed_for_are_refused_by_file_and_li
     asked = dict(dataset=str(tmp_path), model="stabilityai/stable-diffusion-3.5-medium", preset="24gb")
     with pytest.raises(ValueError, match=r"test.jsonl:1: preset=24gb is .* and resolution=\(512, 544\) has more"):
         make_trainer(tmp_path / "run", **asked)
+
+
+def test_prompts_longer_than_the_model_reads_are_counted_at_the_start(make_trainer, tmp_path, caplog):
+    (tmp_path / "train.txt").write_text('a sign "HUT"\n' + 'a blue sign "HUT"\n' * 2)
+    (tmp_path / "test.txt").write_text('a large blue sign "HUT"\n')
+    tokens = len(AutoTokenizer.from_pretrained("models/tiny-sd3/tokenizer_3")('a large blue sign "HUT"').input_ids)
+    make_trainer(tmp_path / "short", dataset=str(tmp_path), max_sequence_length=tokens)
+    assert "max_sequence_length" not in caplog.text
+    make_trainer(tmp_path / "long", dataset=str(tmp_path), max_sequence_length=tokens - 1)
+    said = rf"more than max_sequence_length={tokens - 1} tokens: 1; .* the longest has {tokens} \(.*test.txt:1\)"
+    assert re.search(said, caplog.text)

@@ -104,6 +104,9 @@ class Policy(Protocol):
     def encode_prompts(self, prompts: list[str]) -> PromptEmbeds:
         """The frozen text encoders' embeddings of prompts."""
 
+    def num_tokens(self, prompt: str) -> int:
+        """The tokens of a prompt, with all that counts towards max_sequence_length, before any is cut off."""
+
     def sigmas(self, num_steps: int) -> torch.Tensor:
         """The noise levels (num_steps + 1,) of a sampling run, from 1 down to 0."""
 

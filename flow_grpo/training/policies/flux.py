@@ -49,6 +49,9 @@ class FluxPolicy(PackedPipeline):
         )
         return PromptEmbeds(tokens=tokens, pooled=pooled)
 
+    def num_tokens(self, prompt: str) -> int:
+        return len(self.pipeline.tokenizer_2(prompt).input_ids)
+
     def sigmas(self, num_steps: int) -> torch.Tensor:
         scheduler, (rows, columns) = self.pipeline.scheduler, self.token_grid
         return scheduler_sigmas(scheduler, num_steps, linear_shift(scheduler.config, rows * columns), self.device)

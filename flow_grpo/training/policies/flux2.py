@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Pipeline
+from diffusers.pipelines.flux2.pipeline_flux2 import format_input
+from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
 
 from flow_grpo.training.patches import places, unpatchify
 from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
-from flow_grpo.training.policies.lora_pipeline import PackedPipeline
+from flow_grpo.training.policies.lora_pipeline import PackedPipeline, num_chat_tokens
 from flow_grpo.training.policies.schedule import scheduler_sigmas
 
 # The double blocks have all targets but the last, for image and text. The last target is in the single blocks: one
@@ -80,6 +82,10 @@ class Flux2Policy(_Flux2):
         super().__init__(pipeline, replace(settings, guidance_scale=1.0))
         self._guidance = torch.tensor([settings.guidance_scale], device=self.device)
 
+    def num_tokens(self, prompt: str) -> int:
+        conversation = format_input([prompt], SYSTEM_MESSAGE)
+        return len(self.pipeline.tokenizer.apply_chat_template(conversation, return_dict=True)["input_ids"][0])
+
 
 class Flux2KleinPolicy(_Flux2):
     """FLUX.2-klein, distilled or base; see `Policy`.
@@ -98,6 +104,9 @@ class Flux2KleinPolicy(_Flux2):
                 "knows no guidance; set it to 1, or train a base model (FLUX.2-klein-base)"
             )
         super().__init__(pipeline, settings)
+
+    def num_tokens(self, prompt: str) -> int:
+        return num_chat_tokens(self.pipeline.tokenizer, prompt, enable_thinking=False)
 
 
 def empirical_shift(num_tokens: int, num_steps: int) -> float:

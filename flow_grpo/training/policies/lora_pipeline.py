@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 from torch.utils._pytree import tree_map_only
+from transformers import PreTrainedTokenizerBase
 
 from flow_grpo.training.image_size import Resolution, image_size
 from flow_grpo.training.policies.adapter import FullAdapter, LoraAdapter
@@ -76,6 +77,10 @@ class LoraPipeline:
         if height % pixels or width % pixels:
             raise ValueError(f"resolution={resolution} must be a multiple of {pixels}, the pixels of a token")
         self.token_grid = (height // pixels, width // pixels)
+
+    def num_tokens(self, prompt: str) -> int:
+        """See `Policy`. A family whose pipeline writes words around a prompt, or has several tokenizers, counts otherwise."""
+        return len(self.pipeline.tokenizer(prompt).input_ids)
 
     def predict(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: PromptEmbeds) -> torch.Tensor:
         """The model's velocity (B, ...) in fp32, before guidance. embeds: one prompt per latent."""
@@ -158,6 +163,13 @@ class PackedPipeline(LoraPipeline):
 
     def to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
         return latents
+
+
+def num_chat_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, enable_thinking: bool) -> int:
+    """The tokens of a conversation that begins with the prompt and waits for the answer, as Qwen3's template writes it."""
+    message = {"role": "user", "content": prompt}
+    options = dict(tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking)
+    return len(tokenizer(tokenizer.apply_chat_template([message], **options)).input_ids)
 
 
 def _awake(function: Callable, parts: list[nn.Module], device: torch.device) -> Callable:

@@ -74,6 +74,11 @@ class QwenImagePolicy(PackedPipeline):
         )
         return padded_embeds(tokens, mask, self.max_sequence_length)
 
+    def num_tokens(self, prompt: str) -> int:
+        pipeline = self.pipeline
+        tokens = pipeline.tokenizer(pipeline.prompt_template_encode.format(prompt)).input_ids
+        return len(tokens) - pipeline.prompt_template_encode_start_idx
+
     def sigmas(self, num_steps: int) -> torch.Tensor:
         scheduler, (rows, columns) = self.pipeline.scheduler, self.token_grid
         return scheduler_sigmas(scheduler, num_steps, linear_shift(scheduler.config, rows * columns), self.device)

@@ -133,6 +133,11 @@ class QwenImage21Policy(PackedPipeline):
             )
         return padded_embeds(tokens, mask, self.max_sequence_length)
 
+    def num_tokens(self, prompt: str) -> int:
+        pipeline = self.pipeline
+        tokens = pipeline.processor.tokenizer(pipeline.prompt_template_t2i.format(prompt)).input_ids
+        return len(tokens) - pipeline._drop_idx
+
     def sigmas(self, num_steps: int) -> torch.Tensor:
         """The scheduler's, from even steps, or from the `sample_sigmas` that a distilled model brings.
 

@@ -55,6 +55,10 @@ class SD3Policy(LoraPipeline):
         )
         return PromptEmbeds(tokens=tokens, pooled=pooled)
 
+    def num_tokens(self, prompt: str) -> int:
+        tokenizer = self.pipeline.tokenizer_3 or self.pipeline.tokenizer  # a pipeline may come without T5
+        return len(tokenizer(prompt).input_ids)
+
     def sigmas(self, num_steps: int) -> torch.Tensor:
         scheduler = self.pipeline.scheduler
         scheduler.set_timesteps(num_steps, device=self.device)

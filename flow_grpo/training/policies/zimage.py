@@ -7,7 +7,7 @@ from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
 
 from flow_grpo.training.patches import patchify
 from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
-from flow_grpo.training.policies.lora_pipeline import LoraPipeline
+from flow_grpo.training.policies.lora_pipeline import LoraPipeline, num_chat_tokens
 from flow_grpo.training.policies.schedule import linear_shift, scheduler_sigmas
 
 LORA_TARGETS = [
@@ -66,6 +66,9 @@ class ZImagePolicy(LoraPipeline):
             max_sequence_length=self.max_sequence_length,
         )
         return padded_embeds(sequences, self.max_sequence_length)
+
+    def num_tokens(self, prompt: str) -> int:
+        return num_chat_tokens(self.pipeline.tokenizer, prompt, enable_thinking=True)
 
     def sigmas(self, num_steps: int) -> torch.Tensor:
         scheduler, (rows, columns) = self.pipeline.scheduler, self.token_grid

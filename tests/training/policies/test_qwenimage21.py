@@ -1,6 +1,7 @@
 """What is Qwen-Image 2.1's own: a processor without torchvision, sigmas that the model brings, prompts that are not cut."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from transformers import Qwen3VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
+from flow_grpo.training.build import check_lengths
 from flow_grpo.training.rollout import SDE, rollout
 
 
@@ -52,6 +54,13 @@ def test_a_distilled_models_own_sigmas_are_taken_and_fix_the_number_of_steps(mak
     torch.testing.assert_close(drawn.next_latents[:, -1], expected, atol=4e-5, rtol=0)  # fp32, three steps
     with pytest.raises(ValueError, match="num_steps=10, but this model brings the sigmas of 3 steps"):
         policy.sigmas(10)
+
+
+def test_a_prompt_that_is_too_long_is_refused_at_the_start_by_file_and_line(policy, tmp_path):
+    (tmp_path / "train.txt").write_text("a sign\n" + "a sign " * 20)
+    (tmp_path / "test.txt").write_text("a sign")
+    with pytest.raises(ValueError, match="train.txt:2: a prompt has .* tokens with its chat template, more than max"):
+        check_lengths(policy, SimpleNamespace(dataset=tmp_path, max_sequence_length=policy.max_sequence_length))
 
 
 def test_a_prompt_is_refused_rather_than_cut(policy):

@@ -106,6 +106,21 @@ def test_a_batch_is_its_samples_one_by_one(policy, prompts):
         assert torch.equal(policy.decode(latents[one]), images[one])  # decoded image by image
 
 
+def test_as_many_tokens_are_counted_as_the_text_encoder_reads(policy, prompts):
+    encoders = [part for name, part in policy.pipeline.components.items() if name.startswith("text_encoder")]
+    read = []
+
+    def watch(encoder, args, asked):
+        mask = asked.get("attention_mask")  # T5 gets none, and its padding is 0
+        read.append(int((args[0] if mask is None else mask).count_nonzero()))
+
+    hook = encoders[-1].register_forward_pre_hook(watch, with_kwargs=True)
+    embeds = policy.encode_prompts(["a sign"])
+    hook.remove()
+    expected = int(embeds.mask.sum()) if hasattr(embeds, "mask") else read[0]  # without what the pipeline drops
+    assert 0 < policy.num_tokens("a sign") == expected < policy.max_sequence_length
+
+
 def test_decoded_images_are_fp32_in_the_unit_range(family, policy):
     images = policy.decode(100 * some_latents(policy).bfloat16())
     assert images.shape == (2, 3, family.side(4), family.side(4)) and images.dtype == torch.float32
