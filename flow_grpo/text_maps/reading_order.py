@@ -12,6 +12,8 @@ from .engine import TextLine
 _NEAR = 2.5
 # The largest factor between the heights of letters in one word. "l" and "a" differ by 1.5, and boxes are loose.
 _SAME_SIZE = 2.0
+# A line continues one of the nearest lines. No more than about 40 that lie apart are near; only boxes on top of one another are.
+_NEAREST = 64
 _BLOCK = 64  # lines that are compared with all others at once
 
 
@@ -74,6 +76,8 @@ def steps_within_words(lines: Sequence[TextLine]) -> list[list[Step]]:
         for i in range(first, first + len(near)):
             others = near[i - first].nonzero()[0]
             earlier = others[: others.searchsorted(i)]
+            if len(earlier) > _NEAREST:
+                earlier = np.sort(earlier[gaps[i - first, earlier].argsort(kind="stable")[:_NEAREST]])
             earlier = earlier[~_parted(centres, heights, earlier, i, others)]
             steps.append([Step(*step) for step in zip(earlier.tolist(), gaps[i - first, earlier].tolist())])
     return steps

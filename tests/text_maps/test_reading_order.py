@@ -86,3 +86,8 @@ def test_steps_of_many_lines_are_those_of_each_pair_by_itself():
         assert [step.line for step in found[i]] == expected
         assert [step.gap for step in found[i]] == pytest.approx([gap(i, j) for j in expected])
     assert 200 < sum(map(len, found)) < 5000
+
+
+def test_a_line_among_boxes_on_top_of_one_another_continues_some_of_them():
+    """A thousand such boxes had half a million steps, and matching them took minutes."""
+    assert max(map(len, steps([line("a") for _ in range(200)]))) == 64
