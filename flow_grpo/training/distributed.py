@@ -12,7 +12,7 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 from flow_grpo.training.policies.load import WEIGHT_DTYPES
 from flow_grpo.training.shards import whole
@@ -37,7 +37,7 @@ class Distributed:
         )
         self.scaler = self.accelerator.scaler  # scales the loss of fp16 training; None without fp16
         if joined and parse_flag_from_env("ACCELERATE_USE_FSDP"):
-            self.accelerator.state.fsdp_plugin = _fsdp2_plugin()
+            self.accelerator.state.fsdp_plugin = fsdp2_plugin()
             self._choose(DistributedType.FSDP)
 
     def _choose(self, kind: DistributedType) -> None:
@@ -90,7 +90,12 @@ class Distributed:
         if self._kind == DistributedType.FSDP and self.mixed_precision != "no":
             # For one process and for DDP, accelerate does this by itself.
             network.forward = torch.autocast(self.device.type, WEIGHT_DTYPES[self.mixed_precision])(network.forward)
-        return self.accelerator.prepare(network, optimizer)
+        network, optimizer = self.accelerator.prepare(network, optimizer)
+        if isinstance(network, FSDPModule):
+            # Also the outermost layers, which FSDP2 would keep whole after a forward pass: the next pass would then not
+            # see weights that were exchanged in between, for the average or for the base model.
+            network.set_reshard_after_forward(True)
+        return network, optimizer
 
     def begin_accumulation(self, num_passes: int) -> None:
         """Make one optimizer step of the next num_passes backward passes. Every process gives the same number."""
@@ -154,11 +159,16 @@ class Distributed:
         PartialState().destroy_process_group()
 
 
-def _fsdp2_plugin() -> FullyShardedDataParallelPlugin:
+def fsdp2_plugin() -> FullyShardedDataParallelPlugin:
     """FSDP2, set as the launcher's configuration says."""
     plugin = FullyShardedDataParallelPlugin()  # reads what the launcher says
     if plugin.fsdp_version != 2:
         raise ValueError(f"fsdp_version {plugin.fsdp_version} is not supported; launch with fsdp_version: 2")
+    if plugin.reshard_after_forward is not True:
+        raise ValueError(
+            "fsdp_reshard_after_forward: false would keep old weights for the next forward pass, and a run puts the "
+            "average and the base model in their place; launch with fsdp_reshard_after_forward: true"
+        )
     # No policy: the weights have the right types, and autocast does the rest. FSDP2 would round the timesteps, too.
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
     return plugin

@@ -12,7 +12,7 @@ import torch
 from launching import by_two_processes, run
 
 from flow_grpo.training.checkpoint import list_checkpoints
-from flow_grpo.training.distributed import Distributed
+from flow_grpo.training.distributed import Distributed, fsdp2_plugin
 from flow_grpo.training.tracking import read_metrics
 
 HERE = Path(__file__).parent
@@ -139,6 +139,13 @@ def test_alone_a_process_is_main_and_gathers_itself():
     assert distributed.any(True) and not distributed.any(False)
 
 
+def test_weights_that_stay_whole_after_a_forward_pass_are_refused(monkeypatch):
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", "false")
+    with pytest.raises(ValueError, match="launch with fsdp_reshard_after_forward: true"):
+        fsdp2_plugin()
+
+
 def test_fsdp2_is_ddp_to_the_bit_in_half_precision_with_checkpointing(tmp_path, process_environment):
     weights = []
     for kind in ("ddp", "fsdp2"):
@@ -152,6 +159,20 @@ def test_fsdp2_is_ddp_to_the_bit_in_half_precision_with_checkpointing(tmp_path, 
         (checkpoint,) = list_checkpoints(tmp_path / kind)
         weights.append(torch.load(checkpoint / "state.pt", weights_only=True)["lora"])
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_fsdp2_trains_all_weights_as_one_process_does(make_trainer, tmp_path, process_environment):
+    """The base model of the KL and the average of an evaluation are put in the place of weights that lie in parts."""
+    fields = {"train.adapter": "full", "train.learning_rate": 1e-4, "train.beta": 1.0, "eval_every": 1, "num_epochs": 2}
+    make_trainer(tmp_path / "one", **fields).train()
+    own = {"num_gpus": 2, "batch_size": 2, "run_dir": tmp_path / "two"}
+    flags = [f"--config.{name}={value}" for name, value in (fields | own).items()]
+    run(
+        [*by_two_processes("fsdp2"), "train_sd3.py", "--config", str(HERE / "tiny_run.py"), *flags],
+        process_environment,
+    )
+    paths = [*list_checkpoints(tmp_path / "one")[-2:], list_checkpoints(tmp_path / "two")[-1]]
+    assert_same_change(*(torch.load(path / "state.pt", weights_only=True)["transformer"] for path in paths))
 
 
 def run_that_fails(folder, options, environment):
