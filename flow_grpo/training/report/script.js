@@ -39,7 +39,7 @@ function short(value, step = Infinity) {
 }
 
 function plot(chart) {
-  const width = 480, height = 240, left = 52, right = 10, top = 8, bottom = 26;
+  const width = 480, height = 240, left = 62, right = 10, top = 8, bottom = 26;
   const svg = drawn("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": chart.title});
   const hidden = new Set();
   const redraw = () => {
