@@ -60,11 +60,11 @@ def draw(path: Path, theme: str) -> None:
     figure = plt.figure(figsize=(12, 4.6))
     heads = ("prompt", "a group of images", "reward maps", "token advantages", "update")
     lefts = (0.015, 0.215, 0.42, 0.625, 0.83)
-    notes = (None, "sampled with an SDE", "blue bad, white neutral, red good", "mode weight: blue blame, red praise", None)
+    maps, credit = "blue bad, white neutral, red good", "mode weight: blue blame, red praise"
+    notes = ("", "sampled with an SDE", maps, credit, "")
     for head, left, note in zip(heads, lefts, notes):
         figure.text(left, 0.93, head, color=ink, fontsize=14, weight="bold")
-        if note:
-            figure.text(left, 0.875, note, color=soft, fontsize=9)
+        figure.text(left, 0.875, note, color=soft, fontsize=9)
     figure.text(
         lefts[0], 0.5, PROMPT.replace(" and", "\nand").replace(" that", "\nthat"), color=ink, fontsize=12, va="center"
     )
