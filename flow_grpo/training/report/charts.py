@@ -43,7 +43,7 @@ CHARTS = (
     ("Held-out details", "what scorers measured on the test prompts", ("eval/*/*",)),
     ("Each reward by itself", "training prompts", ("rollout/*_map", "rollout/*score", "rollout/ocr")),
     ("Where maps speak", "share of tokens with evidence, and how evenly it lies", ("map/*",)),
-    ("Advantages", "before the clamp", ("rollout/advantage_*", "rollout/zero_advantage_share", "credit/*")),
+    ("Advantages", "after the clamp", ("rollout/advantage_*", "rollout/zero_advantage_share", "credit/*")),
     ("Ratio", "how far from 1; the first of a run starts at exactly 1", ("update/ratio_std", "update/*deviation*")),
     ("Mean ratio", "over the images of an epoch", ("update/ratio_mean",)),
     (
