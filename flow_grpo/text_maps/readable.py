@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,18 +63,19 @@ class PromptReader:
             raise PromptErrors(faults, len(prompts))
 
     def _check_readable(self, prompt: str, targets: Sequence[str]) -> None:
-        text = "".join(normalise(target, self._normalisation) for target in targets)
+        text = unicodedata.normalize("NFC", "".join(targets))
         if text.isascii():
             return  # every engine has these
         if self._known is None:
             self._known = known_characters(self._engine, self._options) or frozenset()
         if not self._known:
             return
-        lacking = [char for char in text if not self._can_read(char)]
+        shown = [char for char in text if normalise(char, self._normalisation)]  # no spaces, for instance
+        lacking = [char.lower() for char in shown if not self._can_read(char)]
         if not lacking:
             return
         says = f"the OCR engine cannot read {' '.join(dict.fromkeys(lacking))}"
-        if len(lacking) > len(text) / 2:
+        if len(lacking) > len(shown) / 2:
             raise ValueError(
                 f"{says} of the text that the prompt {shortened(prompt)} asks for: every image would score about 0; take an "
                 "engine with weights for this script (engine_options), or leave the prompt out"
@@ -84,8 +85,10 @@ class PromptReader:
             logger.warning("%s, as the prompt %s asks for; they count as wrong in every image", says, shortened(prompt))
 
     def _can_read(self, char: str) -> bool:
-        forms: Iterable[str] = (char, char.upper(), unicodedata.normalize("NFKC", char))
-        return any(all(part in self._known for part in form) for form in forms)
+        """Whether the engine can give a text that equals this character."""
+        forms = (char, char.lower(), char.upper(), unicodedata.normalize("NFKC", char))
+        wanted = normalise(char, self._normalisation)
+        return any(self._known.issuperset(form) and normalise(form, self._normalisation) == wanted for form in forms)
 
 
 @cache

@@ -12,8 +12,8 @@ class EngineOf:
         self.known_characters = frozenset(characters)
 
 
-def reader(engine, **options):
-    return PromptReader(engine, options, "flow_grpo")
+def reader(engine, normalisation="flow_grpo", **options):
+    return PromptReader(engine, options, normalisation)
 
 
 def test_characters_of_the_wheels_recogniser():
@@ -44,6 +44,24 @@ def test_few_characters_that_the_engine_lacks_are_warned_of_once(caplog):
     for _ in range(2):
         assert prompts.targets(['says "OPEN ☂"']) == [["OPEN ☂"]]
     assert len(caplog.records) == 1 and "cannot read ☂" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("normalisation", "known", "target", "lacking"),
+    [
+        ("unicode", "½", "½ off", None),  # NFKC is 1⁄2, whose ⁄ the engine never gives and need not give
+        ("unicode", "No", "№ 5", None),
+        ("flow_grpo", "No", "№ 5", "№"),  # "No" is another text without NFKC
+        ("unicode", "ﬁ", "ﬁsh", None),
+        ("flow_grpo", "é", "cafe\u0301", None),  # one character or two
+    ],
+)
+def test_a_character_is_lacking_if_nothing_that_the_engine_gives_equals_it(
+    normalisation, known, target, lacking, caplog
+):
+    engine = EngineOf(known + "5ofshca")
+    assert reader(engine, normalisation).targets([f'says "{target}"']) == [[target]]
+    assert [record.args[0][-1] for record in caplog.records] == ([] if lacking is None else [lacking])
 
 
 def test_letters_count_in_either_case():
