@@ -11,7 +11,7 @@ import numpy as np
 from flow_grpo.training.json_lines import read_rows
 from scripts.study.launch import RESULTS
 from scripts.study.picture import draw_curves, draw_drift
-from scripts.study.runs import ARMS
+from scripts.study.runs import ARMS, ORACLE_ARMS
 from scripts.study.statistics import area_under, bootstrap, samples_to
 
 SWEEP_SEED = 0  # chooses each arm's learning rate, and counts in no comparison
@@ -70,8 +70,8 @@ def compared(rows: Sequence[dict]) -> dict[str, list[dict]]:
 
 
 def half_way(arms: dict[str, list[dict]]) -> float:
-    """The level that the arms are timed to: half-way from where the seeds start to the best arm's mean end."""
-    ends = {arm: np.mean([_curve(r)[1][-1] for r in own]) for arm, own in arms.items()}
+    """The level that the arms are timed to: half-way from where the seeds start to the best mean end; an oracle's is not one."""
+    ends = {arm: np.mean([_curve(r)[1][-1] for r in own]) for arm, own in arms.items() if arm not in ORACLE_ARMS}
     starts = {r["seed"]: _curve(r)[1][0] for own in arms.values() for r in own}  # the same in all arms
     return float((np.mean(list(starts.values())) + max(ends.values())) / 2)
 
@@ -89,24 +89,25 @@ def _cells(arm: str, own: list[dict], scalar: list[dict], level: float) -> list[
     def crossing(rows: np.ndarray) -> float:
         return samples_to(samples, rows.mean(axis=0), level)
 
-    def fewer(scalar_rows: np.ndarray, rows: np.ndarray) -> float:
-        return _times_fewer(crossing(scalar_rows), crossing(rows), samples[-1])
+    def fewer(pairs: np.ndarray) -> float:  # (seeds, 2, evaluations): the scalar's and the arm's
+        return _times_fewer(crossing(pairs[:, 0]), crossing(pairs[:, 1]), samples[-1])
 
+    pairs = _paired(own, scalar)
     return [
         *(arm, f"{own[0]['learning_rate']:g}", str(len(own))),
         _interval(bootstrap(lambda rows: rows[:, -1].mean(), accuracies)),
-        _lead(own, scalar),
+        _interval(bootstrap(lambda pairs: (pairs[:, 1, -1] - pairs[:, 0, -1]).mean(), pairs)) if len(pairs) else "",
         _interval(bootstrap(lambda rows: area_under(samples, rows.mean(axis=0)), accuracies)),
         _interval(bootstrap(crossing, accuracies), digits=0),
-        _interval(bootstrap(fewer, _accuracies(scalar), accuracies), digits=1) if scalar else "",
+        _interval(bootstrap(fewer, pairs), digits=1) if len(pairs) else "",
     ]
 
 
-def _lead(own: list[dict], scalar: list[dict]) -> str:
-    """The mean difference at the end to the scalar run of the same seed, which has the same prompts and noise."""
-    ends = {row["seed"]: _curve(row)[1][-1] for row in scalar}
-    leads = [_curve(row)[1][-1] - ends[row["seed"]] for row in own if row["seed"] in ends]
-    return _interval(bootstrap(np.mean, np.array(leads))) if leads else ""
+def _paired(own: list[dict], scalar: list[dict]) -> np.ndarray:
+    """(seeds, 2, evaluations): the scalar's and the arm's run of each seed that both have, which share prompts and noise."""
+    of_seed = {row["seed"]: row for row in scalar}
+    pairs = [_accuracies([of_seed[row["seed"]], row]) for row in own if row["seed"] in of_seed]
+    return np.array(pairs)
 
 
 def drift_table(arms: dict[str, list[dict]]) -> str:

@@ -102,6 +102,16 @@ def test_an_arm_that_is_twice_as_fast_needs_half_the_samples():
     assert lines["own"].endswith("| 48 | 2.0 |") and lines["scalar"].endswith("| 96 (96 to 96) | 1.0 (1.0 to 1.0) |")
 
 
+def test_an_arm_is_compared_with_the_scalar_runs_of_its_own_seeds():
+    rows = [row("scalar", 1, [0.4, 0.9, 0.9]), row("scalar", 2, [0.4, 0.5, 0.6]), row("own", 2, [0.4, 0.6, 0.8])]
+    assert table(compared(rows), level=0.5).splitlines()[-1].endswith("| 0.200 | 0.600 | 48 | 2.0 |")
+
+
+def test_the_oracle_sets_no_level():
+    rows = [row("own", 1, [0.4, 0.8]), row("oracle", 1, [0.4, 1.0])]
+    assert half_way(compared(rows)) == pytest.approx(0.6)
+
+
 def test_a_run_without_drift_counts_in_the_curves_alone():
     lines = drift_table(compared([row("own", 1, [0.4, 0.5]), row("own", 2, [0.4, 0.7]) | {"drift": None}])).splitlines()
     assert lines[-1].split(" | ")[:3] == ["| own", "1", "3.0"]
