@@ -14,6 +14,10 @@ def test_min_max_reaches_zero_and_one_in_each_map():
     assert torch.equal(maps.amax((1, 2)), torch.ones(3))
 
 
+def test_min_max_is_the_first_and_the_last_of_the_quantiles():
+    assert torch.equal(normalise(MAPS), normalise(MAPS, (0.0, 1 - 1e-9)))  # rounds to the last value
+
+
 def test_normalising_twice_changes_nothing():
     once = normalise(MAPS)
     assert torch.equal(normalise(once), once)
