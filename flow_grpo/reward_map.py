@@ -60,8 +60,9 @@ def gaussian_blur(reward_map: Tensor, sigma: float) -> Tensor:
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = (kernel / kernel.sum()).to(maps)
     padded = F.pad(maps[:, None], (radius, radius, radius, radius), mode="replicate")
-    rows = F.conv2d(padded, kernel.view(1, 1, 1, -1))  # (B, 1, H + 2 radius, W)
-    return F.conv2d(rows, kernel.view(1, 1, -1, 1))[:, 0]  # (B, H, W)
+    with torch.autocast(maps.device.type, enabled=False):  # which would convolve in 16 bits
+        rows = F.conv2d(padded, kernel.view(1, 1, 1, -1))  # (B, 1, H + 2 radius, W)
+        return F.conv2d(rows, kernel.view(1, 1, -1, 1))[:, 0]  # (B, H, W)
 
 
 def resize(reward_map: Tensor, size: tuple[int, int]) -> Tensor:

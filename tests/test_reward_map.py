@@ -122,3 +122,10 @@ def test_pooling_keeps_the_mean_and_each_image_to_itself():
 def test_map_that_is_no_multiple_of_the_grid_is_refused(token_grid):
     with pytest.raises(ValueError, match=f"12x20 pixels .* {token_grid[0]}x{token_grid[1]}"):
         pool_to_tokens(MAPS, token_grid)
+
+
+def test_blur_is_fp32_under_autocast():
+    expected = gaussian_blur(MAPS, 1.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        blurred = gaussian_blur(MAPS, 1.5)
+    assert blurred.dtype == torch.float32 and torch.equal(blurred, expected)

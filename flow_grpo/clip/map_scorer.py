@@ -96,7 +96,8 @@ def score_together(
     for scorer in scorers:
         request |= scorer.request
     trace = scorers[0].clip.trace(images, prompts, request)
-    return [scorer.score(trace, images.device) for scorer in scorers]
+    with torch.autocast(trace.logits.device.type, enabled=False):  # a rollout multiplies matrices
+        return [scorer.score(trace, images.device) for scorer in scorers]
 
 
 def spread(relevance: Tensor, trace: Trace) -> Tensor:

@@ -184,6 +184,17 @@ def test_half_images_are_scored_as_their_fp32_selves(clip, images, label, dtype)
 
 
 @pytest.mark.parametrize(
+    ("name", "options"),
+    [("clip_gradient", {"blur_sigma": 2.0}), ("clip_gradcam", {}), ("clip_attention", {"rollout": True})],
+)
+def test_map_is_the_same_under_autocast(clip, images, name, options):
+    scorer = make_scorer(name, model=clip, **options)
+    expected = scorer(images, PROMPTS)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(scorer(images, PROMPTS).reward_map, expected.reward_map)
+
+
+@pytest.mark.parametrize(
     ("images", "prompts", "message"),
     [
         (torch.full((1, 3, 8, 8), float("nan")), ["a"], "NaN"),
