@@ -100,9 +100,31 @@ def places(width: int) -> torch.Tensor:
 
 
 def make_pipeline() -> StableDiffusion3Pipeline:
-    """tiny-sd3 with random weights: 3.6 M parameters in the transformer, 64 image tokens of 8x8 pixels."""
+    """tiny-sd3 with random weights: 3.6 M parameters in the transformer, 64 image tokens of 8x8 pixels.
+
+    The order in which the parts are made is part of the weights: they draw from one generator.
+    """
     clip_tokenizer, t5_tokenizer = make_clip_tokenizer(), make_t5_tokenizer()
-    width = 128
+    return StableDiffusion3Pipeline(
+        transformer=make_transformer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=AutoencoderTiny(
+            latent_channels=8,
+            encoder_block_out_channels=(40, 40, 40),
+            decoder_block_out_channels=(40, 40, 40),
+            num_encoder_blocks=(1, 2, 2),
+            num_decoder_blocks=(2, 2, 1),
+        ),
+        text_encoder=make_clip_tower(clip_tokenizer),
+        tokenizer=clip_tokenizer,
+        text_encoder_2=make_clip_tower(clip_tokenizer),
+        tokenizer_2=clip_tokenizer,
+        text_encoder_3=make_t5_tower(t5_tokenizer),
+        tokenizer_3=t5_tokenizer,
+    )
+
+
+def make_transformer(width: int = 128) -> SD3Transformer2DModel:
     transformer = SD3Transformer2DModel(
         sample_size=SIZE // 4,
         patch_size=2,
@@ -122,31 +144,19 @@ def make_pipeline() -> StableDiffusion3Pipeline:
         if name.endswith(("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out")):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
-    return StableDiffusion3Pipeline(
-        transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=AutoencoderTiny(
-            latent_channels=8,
-            encoder_block_out_channels=(40, 40, 40),
-            decoder_block_out_channels=(40, 40, 40),
-            num_encoder_blocks=(1, 2, 2),
-            num_decoder_blocks=(2, 2, 1),
-        ),
-        text_encoder=make_clip_tower(clip_tokenizer),
-        tokenizer=clip_tokenizer,
-        text_encoder_2=make_clip_tower(clip_tokenizer),
-        tokenizer_2=clip_tokenizer,
-        text_encoder_3=T5EncoderModel(
-            T5Config(
-                vocab_size=len(t5_tokenizer),
-                d_model=TEXT_WIDTH,
-                d_kv=32,
-                num_heads=4,
-                d_ff=2 * TEXT_WIDTH,
-                num_layers=3,
-                feed_forward_proj="gated-gelu",
-                dropout_rate=0.0,
-            )
-        ),
-        tokenizer_3=t5_tokenizer,
+    return transformer
+
+
+def make_t5_tower(tokenizer) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=TEXT_WIDTH,
+            d_kv=32,
+            num_heads=4,
+            d_ff=2 * TEXT_WIDTH,
+            num_layers=3,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+        )
     )
