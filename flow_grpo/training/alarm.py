@@ -44,13 +44,15 @@ def alarms(evaluations: Sequence[tuple[int, Values]], watched: Sequence[str]) ->
     """What rings at the latest evaluation.
 
     evaluations: (epoch, values) in order; the values hold TRAINED and the watched measures, of the same prompts in one order.
+        An evaluation of another number of prompts is left out: a resumed run may have been allowed to change them.
     """
     if len(evaluations) < 2:
         return []
     latest = evaluations[-1][1]
+    earlier = [(epoch, values) for epoch, values in evaluations[:-1] if len(values[TRAINED]) == len(latest[TRAINED])]
     ringing = []
     for measure in watched:
-        known = [(epoch, values) for epoch, values in evaluations[:-1] if measure in values]
+        known = [(epoch, values) for epoch, values in earlier if measure in values]
         if measure not in latest or not known:
             continue
         epoch, best = max(known, key=lambda each: _mean(each[1][measure]))

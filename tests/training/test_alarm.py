@@ -50,6 +50,14 @@ def test_prompts_that_were_not_scored_in_both_evaluations_are_left_out():
     assert alarm.best == pytest.approx(0.8)
 
 
+def test_evaluations_of_another_number_of_prompts_are_not_compared():
+    """As a resumed run has them, which may change its prompts by allow_changes."""
+    few = (0, {"reward": [0.1, 0.1], "gold": [0.9, 0.9]})
+    assert alarms([few, evaluation(5, 1, reward=0.9, gold=0.2)], ["gold"]) == []
+    history = [few, evaluation(5, 1, reward=0.4, gold=0.6), evaluation(10, 2, reward=0.9, gold=0.2)]
+    assert [alarm.since for alarm in alarms(history, ["gold"])] == [5]
+
+
 def test_one_evaluation_or_an_unknown_measure_rings_nothing():
     first, second = evaluation(0, 1, reward=0.4, gold=0.6), evaluation(1, 2, reward=0.9, gold=0.1)
     assert alarms([first], ["gold"]) == [] and alarms([first, second], ["silver"]) == []
