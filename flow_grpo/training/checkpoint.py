@@ -161,6 +161,9 @@ def load_checkpoint(
         )
     state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     names = policy.trained_names()
+    if policy.adapter.name not in state:
+        found = next(name for name in ("lora", "transformer") if name in state)
+        raise ValueError(f"{path} holds {found}, and this run trains {policy.adapter.name}; set train.adapter back")
     policy.load_adapter_state(state[policy.adapter.name])
     load_optimizer_state(optimizer, optimizer_by_position(state["optimizer"], names))
     ema.load_state_dict(average_by_position(state["ema"], names))

@@ -283,6 +283,21 @@ def test_moments_of_other_weights_are_refused_by_name(trained, tmp_path, part):
         trained.load(path)
 
 
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"lora_rank": 8}, "another model, LoRA rank or set of targets"),
+        ({"adapter": "full"}, "holds lora, and this run"),
+    ],
+)
+def test_weights_of_another_shape_or_adapter_are_refused(trained, make_policy, tmp_path, options, words):
+    other = Run(make_policy(**options))
+    before = other.everything()
+    with pytest.raises(ValueError, match=words):
+        other.load(trained.save(tmp_path, 1))
+    assert same(other.everything(), before)
+
+
 def test_a_checkpoint_of_an_earlier_version_which_counted_is_loaded(trained, make_policy, tmp_path):
     path = trained.save(tmp_path, 1)
 

@@ -152,8 +152,9 @@ class FullAdapter:
 
 @torch.no_grad()
 def _copy_into(current: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:
-    if state.keys() != current.keys():
-        odd = sorted(state.keys() ^ current.keys())[:3]
-        raise ValueError(f"these weights belong to another model or another set of targets; e.g. {odd}")
+    shapes, own = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (state, current))
+    if shapes != own:
+        odd = sorted(name for name, _ in shapes.items() ^ own.items())[:3]
+        raise ValueError(f"these weights belong to another model, LoRA rank or set of targets; e.g. {odd}")
     for name, tensor in state.items():
         current[name].copy_(parts_like(tensor, current[name]))
