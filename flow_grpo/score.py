@@ -125,7 +125,10 @@ def check_images(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapp
     The error says what it got, what it wanted and what to do.
     """
     if not isinstance(images, Tensor) or images.ndim != 4:
-        raise ValueError(f"images must be a tensor (B, 3, H, W), got {_describe(images)}; stack the images into one")
+        raise ValueError(
+            f"images must be a tensor (B, 3, H, W), got {_describe(images)}; torch.stack a list of tensors, or let "
+            "score.to_images convert PIL images and arrays"
+        )
     if images.shape[1] != 3:
         hint = "permute(0, 3, 1, 2) them" if images.shape[3] == 3 else "convert them to RGB"
         raise ValueError(f"images must be (B, 3, H, W), got {_describe(images)}; {hint}")

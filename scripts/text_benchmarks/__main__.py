@@ -1,8 +1,8 @@
 """Measure the text in a model's images on a published benchmark, from the benchmark's own files.
 
-python -m scripts.text_benchmarks longtext-bench --prompts X-Omni/textbench --model stabilityai/stable-diffusion-3.5-medium \
+python -m scripts.text_benchmarks longtext-bench --prompts X-Omni/textbench --model stabilityai/stable-diffusion-3.5-medium \\
     --mixed-precision fp16 --out results/longtext
-accelerate launch -m scripts.text_benchmarks cvtg-2k --prompts CVTG-2K --model MODEL --lora runs/ocr/checkpoint-000500/lora_ema \
+accelerate launch -m scripts.text_benchmarks cvtg-2k --prompts CVTG-2K --model MODEL --lora runs/ocr/checkpoint-000500/lora_ema \\
     --out results/cvtg
 
 If the command was stopped, run it again: it goes on where it was. It writes results.json and index.html into --out. Without
@@ -39,7 +39,11 @@ SETTINGS += ("engine", "clip")
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.text_benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("benchmark", choices=METRICS)
     parser.add_argument("--prompts", type=Path, required=True, help="the benchmark's folder; see docs/benchmarks.md")
     parser.add_argument("--language", choices=LANGUAGES, default="en")
