@@ -113,7 +113,8 @@ class OcrMapScorer:
 
     def _score(self, judged: Sequence[Judgement], valid: Tensor, size: tuple[int, int], device: torch.device) -> Score:
         measured = [each.measured | {"text_area": text_area(each.quads, size)} for each in judged]
-        details = {name: torch.tensor([float(row[name]) for row in measured]) for name in measured[0]}  # (B,) each
+        columns = {name: [float(row[name]) for row in measured] for name in measured[0]}
+        details = {name: torch.tensor(values, dtype=torch.float32) for name, values in columns.items()}  # (B,) each
         details = {name: mean_where_invalid(values, valid).to(device) for name, values in details.items()}
         return Score(
             reward=details["reward"],

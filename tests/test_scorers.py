@@ -66,6 +66,30 @@ def test_registered_names_build_scorers():
         torch.testing.assert_close(score.reward, torch.tensor([1, 2 / 3]))
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ocr", {"engine": read_hut}),
+        ("ocr_map", {"engine": read_hut}),
+        ("ocr_map", {"per_character": True}),
+        ("jpeg_compressibility", {}),
+        ("clip_gradient", {"model": "models/tiny-clip", "blur_sigma": 1.0}),
+    ],
+)
+def test_scores_do_not_depend_on_torchs_default_dtype(draw_text, name, options):
+    """A run that loads its model by set_default_dtype(float16) gets the same scores."""
+    scorer, images = make_scorer(name, **options), torch.stack([draw_text("HUT"), draw_text("HOT")])
+    expected = scorer(images, PROMPTS)
+    torch.set_default_dtype(torch.float16)
+    try:
+        score = scorer(images, PROMPTS)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(score.reward, expected.reward) and score.reward.dtype == torch.float32
+    assert all(torch.equal(score.details[key], values) for key, values in expected.details.items())
+    assert expected.reward_map is None or torch.equal(score.reward_map, expected.reward_map)
+
+
 def test_rapidocr_is_the_default_engine(draw_text):
     assert make_scorer("ocr")(draw_text("HUT")[None], PROMPTS[:1]).reward.item() == 1
 

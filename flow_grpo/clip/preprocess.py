@@ -84,7 +84,10 @@ class ClipPreprocess:
         return (rows @ cells.double() @ cols.T).float()
 
     def _normalised(self, pixels: Tensor) -> Tensor:
-        mean, std = (torch.tensor(values).to(pixels).view(3, 1, 1) for values in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(3, 1, 1)
+            for values in (self.mean, self.std)
+        )
         return (pixels - mean) / std
 
     def _cut(self, axis: int, size: tuple[int, int]) -> "_Cut":

@@ -31,9 +31,7 @@ def blend_boxes(
     of their rewards, weighted by their masks, and mask is the largest of their masks. So giving a box twice changes nothing,
     and every value lies in the range of the rewards and the background.
     """
-    mask = torch.zeros(size)
-    weight = torch.zeros(size)
-    weighted_reward = torch.zeros(size)
+    mask, weight, weighted_reward = torch.zeros(3, *size, dtype=torch.float32)
     bounds = [reward_bg]
     for quad, reward in zip(quads, rewards, strict=True):
         bounds += reward.rewards if isinstance(reward, Strips) else [float(reward)]
@@ -49,7 +47,7 @@ def blend_boxes(
         weighted_reward[rows, cols] += box_mask * reward
     reward_box = weighted_reward / weight.clamp_min(torch.finfo(torch.float32).tiny)
     # clamp: fp32 rounding of the blend may pass its bounds by an ulp
-    low, high = (bound.item() for bound in torch.tensor(bounds).aminmax())
+    low, high = (bound.item() for bound in torch.tensor(bounds, dtype=torch.float32).aminmax())
     return (reward_bg + mask * (reward_box - reward_bg)).clamp(low, high)
 
 
@@ -68,7 +66,7 @@ def fill_quad(quad: np.ndarray, rows: slice, cols: slice) -> Tensor:
 
 def text_area(quads: Sequence[np.ndarray], size: tuple[int, int]) -> float:
     """The share of an image's pixels that lie in any of the quads, in [0, 1]."""
-    covered = torch.zeros(size)
+    covered = torch.zeros(size, dtype=torch.float32)
     for quad in quads:
         rows, cols = _window(quad, size, margin=0)
         covered[rows, cols] = torch.maximum(covered[rows, cols], fill_quad(quad, rows, cols))
@@ -89,8 +87,8 @@ def _strip_rewards(quad: np.ndarray, strips: Strips, rows: slice, cols: slice) -
     left = ((x - x0) * (y3 - y0) - (y - y0) * (x3 - x0)) / max(np.hypot(x3 - x0, y3 - y0), 1e-6)
     right = ((x1 - x) * (y2 - y1) - (y1 - y) * (x2 - x1)) / max(np.hypot(x2 - x1, y2 - y1), 1e-6)
     along = (left / (left + right)).nan_to_num(0)  # (num_rows, num_cols)
-    strip = torch.bucketize(along, torch.tensor(strips.ends[:-1]))
-    return torch.tensor(strips.rewards)[strip]
+    strip = torch.bucketize(along, torch.tensor(strips.ends[:-1], dtype=torch.float32))
+    return torch.tensor(strips.rewards, dtype=torch.float32)[strip]
 
 
 def _soften(values: Tensor, sigma: float) -> Tensor:
@@ -106,7 +104,8 @@ def _soften(values: Tensor, sigma: float) -> Tensor:
 
 def _centres(rows: slice, cols: slice) -> tuple[Tensor, Tensor]:
     """The coordinates of the pixels' centres: y (num_rows, 1) and x (1, num_cols)."""
-    return torch.arange(rows.start, rows.stop)[:, None] + 0.5, torch.arange(cols.start, cols.stop)[None, :] + 0.5
+    y, x = (torch.arange(part.start, part.stop, dtype=torch.float32) + 0.5 for part in (rows, cols))
+    return y[:, None], x[None, :]
 
 
 def _window(quad: np.ndarray, size: tuple[int, int], margin: int) -> tuple[slice, slice]:
