@@ -1,6 +1,7 @@
 """Loads the policy that a configuration names."""
 
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -18,7 +19,8 @@ def load_policy(family: str, model: str, mixed_precision: str, lora: str | None 
 
     lora: a folder that `save_adapter` wrote. It is merged into the weights; the policy's own adapter starts on top of it.
 
-    Raises ValueError for an unknown family, where there is no such folder, and where the model cannot be had.
+    Raises ValueError for an unknown family, a model of another family, where there is no such folder, and where the model
+    cannot be had.
     """
     if lora is not None and not Path(lora).is_dir():
         raise ValueError(f"lora={lora} is no folder; give a checkpoint's lora or lora_ema")
@@ -27,6 +29,7 @@ def load_policy(family: str, model: str, mixed_precision: str, lora: str | None 
     silence_known_noise()  # before the family's libraries are imported: they speak as they load
     policy_class = find_policy(family)
     try:
+        _check_family(family, model, policy_class.pipeline_class)
         pipeline = policy_class.pipeline_class.from_pretrained(model, dtype=WEIGHT_DTYPES[mixed_precision])
     except OSError as error:
         where = "holds no whole pipeline" if Path(model).is_dir() else "is no folder here, and the hub did not give it"
@@ -36,6 +39,17 @@ def load_policy(family: str, model: str, mixed_precision: str, lora: str | None 
         pipeline.fuse_lora(components=["transformer"])
         pipeline.unload_lora_weights()
     return policy_class(pipeline, PolicySettings(**options))
+
+
+def _check_family(family: str, model: str, pipeline_class: type) -> None:
+    """Raise ValueError where the model's transformer is not the one that the family's pipeline takes."""
+    _, found = pipeline_class.load_config(model).get("transformer", ("", "no transformer"))
+    annotation = inspect.signature(pipeline_class).parameters["transformer"].annotation
+    wanted = getattr(annotation, "__name__", found)  # a pipeline that names no class takes any
+    if found != wanted:
+        raise ValueError(
+            f"model={model} has a {found}, and policy={family} draws with a {wanted}; set --config.policy to its family"
+        )
 
 
 def find_policy(family: str) -> type[Policy]:

@@ -2,12 +2,19 @@
 
 import pytest
 
+from flow_grpo.training.policies.families import FAMILIES
 from flow_grpo.training.policies.load import load_policy
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="unknown policy 'sdxl'; known: sd3, flux"):
         load_policy("sdxl", "models/tiny-sd3", "no")
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "sd3"])
+def test_a_model_of_another_family_is_refused_before_its_weights_are_loaded(family):
+    with pytest.raises(ValueError, match=f"model=models/tiny-sd3 has a SD3Transformer2DModel, and policy={family} "):
+        load_policy(family, "models/tiny-sd3", "no")
 
 
 def test_a_lora_that_is_no_folder_is_refused_before_anything_is_loaded(tmp_path):
