@@ -1,11 +1,13 @@
 """FLUX.2-dev and FLUX.2-klein as policies: any diffusers `Flux2Pipeline` or `Flux2KleinPipeline`."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Pipeline
 from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+from transformers import AutoTokenizer
 
 from flow_grpo.training.patches import places, unpatchify
 from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
@@ -68,6 +70,20 @@ class _Flux2(PackedPipeline):
         return (images / 2 + 0.5).clamp(0, 1)
 
 
+class TokenizerPipeline(Flux2Pipeline):
+    """Loads a `Flux2Pipeline` without torchvision, which its processor wants for pictures.
+
+    What it returns is of the parent's class, with the processor's tokenizer in its place: it answers the same call.
+    """
+
+    @classmethod
+    def from_pretrained(cls, model, **options) -> Flux2Pipeline:
+        folder = Path(model) if Path(model).is_dir() else Path(Flux2Pipeline.download(model))
+        pipeline = Flux2Pipeline.from_pretrained(folder, tokenizer=None, **options)
+        pipeline.register_modules(tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"))
+        return pipeline
+
+
 class Flux2Policy(_Flux2):
     """FLUX.2-dev; see `Policy`.
 
@@ -76,7 +92,7 @@ class Flux2Policy(_Flux2):
     Raises ValueError where the resolution is not a whole number of tokens.
     """
 
-    pipeline_class = Flux2Pipeline
+    pipeline_class = TokenizerPipeline
 
     def __init__(self, pipeline: Flux2Pipeline, settings: PolicySettings):
         super().__init__(pipeline, replace(settings, guidance_scale=1.0))
@@ -84,7 +100,9 @@ class Flux2Policy(_Flux2):
 
     def num_tokens(self, prompt: str) -> int:
         conversation = format_input([prompt], SYSTEM_MESSAGE)
-        return len(self.pipeline.tokenizer.apply_chat_template(conversation, return_dict=True)["input_ids"][0])
+        return len(
+            self.pipeline.tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=True)["input_ids"][0]
+        )
 
 
 class Flux2KleinPolicy(_Flux2):

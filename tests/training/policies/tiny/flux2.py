@@ -19,7 +19,7 @@ MISTRAL_CHAT = "{% for m in messages %}[{{ m.role }}]{{ m.content[0].text }}{% e
 def save(folder):
     """FLUX.2-dev's traits: Mistral's hidden states of three depths, guidance as an embedding.
 
-    The published pipeline holds a PixtralProcessor, which wants torchvision; a tokenizer answers the same call.
+    The published pipeline holds a PixtralProcessor, which wants torchvision; here it is a tokenizer in the same folder.
     """
     text = {
         **{"model_type": "mistral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 30},
@@ -29,13 +29,15 @@ def save(folder):
         **{"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1},
         **{"num_attention_heads": 2, "image_size": 16, "patch_size": 8},
     }
-    Flux2Pipeline(
+    pipeline = Flux2Pipeline(
         transformer=flux2_transformer(guidance_embeds=True),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=flux2_vae(),
         text_encoder=Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=vision)),
         tokenizer=tokenizer(MISTRAL_CHAT),
-    ).save_pretrained(folder)
+    )
+    pipeline.register_to_config(tokenizer=("transformers", "PixtralProcessor"))
+    pipeline.save_pretrained(folder)
 
 
 def flux2_transformer(guidance_embeds):
