@@ -1,6 +1,7 @@
 """The command line of a wing of scripts: python -m scripts.WING COMMAND, each command a module of the wing."""
 
 import argparse
+import sys
 from collections.abc import Mapping
 from types import ModuleType
 
@@ -14,7 +15,8 @@ def parse_command(
     common: arguments that every command takes.
     """
     look = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(description=description, **look)
+    wing = f"python -m {sys.modules['__main__'].__spec__.parent}"  # argparse would say __main__.py
+    parser = argparse.ArgumentParser(prog=wing, description=description, **look)
     commands = parser.add_subparsers(required=True, metavar=metavar)
     for name, module in modules.items():
         module.add_arguments(

@@ -21,7 +21,11 @@ def main() -> None:
     common.add_argument("--work-dir", type=Path, default=Path("runs/pretrain"), help="checkpoints and the sample sheet")
     common.add_argument("--seed", type=int, default=0)
     common.add_argument("--num-scenes", type=int, default=20_000, help="size of the rendered training set")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.pretrain",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     models = parser.add_subparsers(metavar="MODEL", required=True)
 
     sd3 = models.add_parser("sd3", help="the diffusion pipeline", parents=[common])
