@@ -82,7 +82,7 @@ def test_a_run_writes_its_sheets_and_wandb_offline(finished_run):
     assert sheets == evaluations + [f"rollout-samples-{epoch:06d}.png" for epoch in (0, 2)]  # every second
     for name in (sheets[0], sheets[-1]):  # three prompts; two groups of four
         with Image.open(finished_run.run_dir / "images" / name) as sheet:
-            assert sheet.size == (8 * 132, 2 * 148)
+            assert sheet.size == (8 * 132, 163 + 148)  # two lines below the images, one below the maps
     records = list(finished_run.run_dir.glob("wandb/offline-run-*/run-*.wandb"))
     assert records and records[0].stat().st_size > 0
 
