@@ -182,8 +182,7 @@ def ocr_map_flux() -> ml_collections.ConfigDict:
     config.dataset = "dataset/ocr"
     config.max_sequence_length = 128
     config.mixed_precision = "bf16"  # Flow-GRPO's choice for FLUX, whose weights are published in it
-    config.lora_rank = 64
-    config.lora_alpha = 128
+    config.lora_rank, config.lora_alpha = 64, 128
     _reward_text(config)
 
     config.num_gpus = 8
@@ -234,8 +233,7 @@ def ocr_map_qwenimage() -> ml_collections.ConfigDict:
     One to 8 GPUs of 80 GB, by config.num_gpus: the computed need is 51 GiB, and 66 without config.offload.
     """
     config = _untuned("qwenimage", "Qwen/Qwen-Image")
-    config.lora_rank = 64
-    config.lora_alpha = 128
+    config.lora_rank, config.lora_alpha = 64, 128
     config.batch_size = 4
     config.gradient_checkpointing = True
     config.offload = True
@@ -251,8 +249,7 @@ def ocr_map_qwenimage21() -> ml_collections.ConfigDict:
     One to 8 GPUs of 80 GB, by config.num_gpus: the computed need is 51 GiB, and 67 without config.offload.
     """
     config = _untuned("qwenimage21", "Qwen/Qwen-Image-2.1")
-    config.lora_rank = 64
-    config.lora_alpha = 128
+    config.lora_rank, config.lora_alpha = 64, 128
     config.batch_size = 4
     config.offload = True
     config.sample.guidance_scale = 1.0
@@ -297,6 +294,7 @@ def _untuned(policy: str, model: str) -> ml_collections.ConfigDict:
     config.max_sequence_length = 128
     config.mixed_precision = "bf16"  # in which their weights are published
     _reward_text(config)
+    config.train.drop_zero_advantages = True  # as in ocr_map_sd3
     config.num_gpus = 8
     config.group_size = 24
     return config
