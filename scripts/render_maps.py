@@ -106,7 +106,7 @@ def read_image(path: Path) -> np.ndarray:
 
 def make_panels(image: np.ndarray, prompt: str, scorers: Mapping[str, Scorer]) -> list[Panel]:
     """Each scorer's map of an image (H, W, 3) uint8. Raises ValueError for a scorer that has none."""
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
+    pixels = torch.tensor(image).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
     panels = []
     for name, scorer in scorers.items():
         score = scorer(pixels, [prompt])

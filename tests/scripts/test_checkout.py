@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = [path for path in sorted(Path("scripts").glob("*.py")) if "__main__" in path.read_text(encoding="utf-8")]
+STARTED = 'if __name__ == "__main__":'
+SCRIPTS = [path for path in sorted(Path("scripts").glob("*.py")) if STARTED in path.read_text(encoding="utf-8")]
 OURS = r"^(?:from|import) (?:flow_grpo|config|scripts|maps_page)\b"
 
 

@@ -53,7 +53,7 @@ def make_policy():
 
 @pytest.fixture(scope="session")
 def policy(make_policy):
-    """One policy for all; a test that changes its weights puts them back."""
+    """One policy for all; a test that changes its weights or its resolution puts them back."""
     return make_policy()
 
 

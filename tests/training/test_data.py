@@ -146,11 +146,11 @@ def test_what_is_no_size_is_refused_by_file_and_line(tmp_path, resolution):
         load_sizes(tmp_path, "train", 64)
 
 
-def test_a_size_that_a_policy_cannot_draw_is_refused_by_file_and_line(tmp_path, policy):
+def test_a_size_that_a_policy_cannot_draw_is_refused_by_file_and_line(tmp_path, make_policy):
     write_lines(tmp_path / "train.jsonl", {"prompt": "a"}, {"prompt": "a", "metadata": {"resolution": [64, 48]}})
     write_lines(tmp_path / "test.jsonl", *[{"prompt": "a", "metadata": {"resolution": [64, 44]}}] * 2)
     with pytest.raises(ValueError, match=r"test.jsonl:1: resolution=\(64, 44\) must be a multiple of 8"):
-        check_sizes(policy.set_resolution, tmp_path)
+        check_sizes(make_policy().set_resolution, tmp_path)
 
 
 def test_prompts_are_the_files_lines_without_blank_ones(tmp_path):
