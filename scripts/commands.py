@@ -1,7 +1,6 @@
 """The command line of a wing of scripts: python -m scripts.WING COMMAND, each command a module of the wing."""
 
 import argparse
-import sys
 from collections.abc import Mapping
 from types import ModuleType
 
@@ -15,7 +14,7 @@ def parse_command(
     common: arguments that every command takes.
     """
     look = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    wing = f"python -m {sys.modules['__main__'].__spec__.parent}"  # argparse would say __main__.py
+    wing = f"python -m {next(iter(modules.values())).__package__}"  # argparse would say __main__.py
     parser = argparse.ArgumentParser(prog=wing, description=description, **look)
     commands = parser.add_subparsers(required=True, metavar=metavar)
     for name, module in modules.items():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scripts.study.runs import ARMS, ORACLE_ARMS
 from scripts.study.statistics import bootstrap
 
 COLOURS = {
@@ -20,7 +21,7 @@ COLOURS = {
     "inverted": "tab:cyan",
     "constant": "tab:gray",
 }
-CONTROLS = ("rolled", "residual_rolled", "shuffled", "inverted", "constant")  # maps that are wrong on purpose
+CONTROLS = [arm for arm, fields in ARMS.items() if "advantage.control" in fields]  # maps that are wrong on purpose
 LABEL_GAP = 0.042  # of the plot's height: the least distance of two labels
 
 
@@ -37,22 +38,17 @@ def draw_curves(curves: dict[str, tuple[Sequence[float], np.ndarray]], path: Pat
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("exact words, held-out prompts")
-    for arm, (samples, exact) in curves.items():
-        for axes in panels if arm == "scalar" else [panels[1 if arm in CONTROLS else 0]]:
-            style = {"color": COLOURS[arm], "linestyle": "--" if "oracle" in arm else "-"}
+    maps, controls = ([arm for arm in curves if (arm in CONTROLS) == wrong] for wrong in (False, True))
+    shown = (maps, [arm for arm in maps if arm == "scalar"] + controls)
+    for axes, arms in zip(panels, shown, strict=True):
+        for arm in arms:
+            samples, exact = curves[arm]
+            style = {"color": COLOURS[arm], "linestyle": "--" if arm in ORACLE_ARMS else "-"}
             axes.plot(samples, exact.mean(axis=0), marker="o", markersize=4, linewidth=2, **style)
-    for axes, shown in zip(panels, (_left(curves), _right(curves)), strict=True):
-        _label_ends(axes, max((curves[arm][0][-1] for arm in shown), default=1), {arm: curves[arm][1] for arm in shown})
+    for axes, arms in zip(panels, shown, strict=True):  # once the common height is known
+        _label_ends(axes, max((curves[arm][0][-1] for arm in arms), default=1), {arm: curves[arm][1] for arm in arms})
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-def _left(arms: Sequence[str]) -> list[str]:
-    return [arm for arm in arms if arm not in CONTROLS]
-
-
-def _right(arms: Sequence[str]) -> list[str]:
-    return [arm for arm in arms if arm in ("scalar", *CONTROLS)]
 
 
 def _label_ends(axes, last: float, exact: dict[str, np.ndarray]) -> None:

@@ -165,6 +165,21 @@ class PackedPipeline(LoraPipeline):
         return latents
 
 
+def padded_embeds(tokens: torch.Tensor, mask: torch.Tensor | None, length: int) -> PromptEmbeds:
+    """Tokens (B, L, D) and their mask (B, L) with padding up to `length`. Without a mask all prompts have length L.
+
+    One length for every batch: another length may run other kernels, and the ratio would not start at exactly 1.
+    """
+    batch, own_length, width = tokens.shape
+    if mask is None:
+        mask = tokens.new_ones(batch, own_length)
+    missing = length - own_length
+    return PromptEmbeds(
+        tokens=torch.cat([tokens, tokens.new_zeros(batch, missing, width)], dim=1),
+        mask=torch.cat([mask.bool(), mask.new_zeros(batch, missing).bool()], dim=1),
+    )
+
+
 def num_chat_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, enable_thinking: bool) -> int:
     """The tokens of a conversation that begins with the prompt and waits for the answer, as Qwen3's template writes it."""
     message = {"role": "user", "content": prompt}

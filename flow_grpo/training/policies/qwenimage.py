@@ -7,7 +7,7 @@ from diffusers import QwenImagePipeline
 
 from flow_grpo.training.patches import unpatchify
 from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
-from flow_grpo.training.policies.lora_pipeline import PackedPipeline
+from flow_grpo.training.policies.lora_pipeline import PackedPipeline, padded_embeds
 from flow_grpo.training.policies.schedule import linear_shift, scheduler_sigmas
 
 TEXT_TARGETS = ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"]
@@ -17,21 +17,6 @@ LORA_TARGETS = [
 ]
 # Nothing reads the text that leaves the last block, so these layers would have no gradient. DDP takes that for an error.
 UNUSED_IN_LAST_BLOCK = ["attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2"]
-
-
-def padded_embeds(tokens: torch.Tensor, mask: torch.Tensor | None, length: int) -> PromptEmbeds:
-    """Tokens (B, L, D) and their mask (B, L) with padding up to `length`. Without a mask all prompts have length L.
-
-    One length for every batch: another length may run other kernels, and the ratio would not start at exactly 1.
-    """
-    batch, own_length, width = tokens.shape
-    if mask is None:
-        mask = tokens.new_ones(batch, own_length)
-    missing = length - own_length
-    return PromptEmbeds(
-        tokens=torch.cat([tokens, tokens.new_zeros(batch, missing, width)], dim=1),
-        mask=torch.cat([mask.bool(), mask.new_zeros(batch, missing).bool()], dim=1),
-    )
 
 
 def vae_latents(config: Any, latents: torch.Tensor) -> torch.Tensor:

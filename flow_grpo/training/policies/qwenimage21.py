@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, Qwen3VLProcessor
 from flow_grpo.training.image_size import Resolution, image_size
 from flow_grpo.training.patches import unpatchify
 from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
-from flow_grpo.training.policies.lora_pipeline import PackedPipeline
-from flow_grpo.training.policies.qwenimage import padded_embeds, vae_latents
+from flow_grpo.training.policies.lora_pipeline import PackedPipeline, padded_embeds
+from flow_grpo.training.policies.qwenimage import vae_latents
 from flow_grpo.training.policies.schedule import linear_shift, scheduler_sigmas
 
 LORA_TARGETS = [

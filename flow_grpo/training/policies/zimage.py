@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 from diffusers import ZImagePipeline
 from diffusers.models.transformers.transformer_z_image import SEQ_MULTI_OF
+from torch.nn.utils.rnn import pad_sequence
 
 from flow_grpo.training.patches import patchify
 from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
-from flow_grpo.training.policies.lora_pipeline import LoraPipeline, num_chat_tokens
+from flow_grpo.training.policies.lora_pipeline import LoraPipeline, num_chat_tokens, padded_embeds
 from flow_grpo.training.policies.schedule import linear_shift, scheduler_sigmas
 
 LORA_TARGETS = [
@@ -65,7 +66,9 @@ class ZImagePolicy(LoraPipeline):
             do_classifier_free_guidance=False,
             max_sequence_length=self.max_sequence_length,
         )
-        return padded_embeds(sequences, self.max_sequence_length)
+        masks = [torch.ones(len(sequence), dtype=torch.bool, device=sequence.device) for sequence in sequences]
+        tokens, mask = (pad_sequence(rows, batch_first=True) for rows in (sequences, masks))
+        return padded_embeds(tokens, mask, self.max_sequence_length)
 
     def num_tokens(self, prompt: str) -> int:
         return num_chat_tokens(self.pipeline.tokenizer, prompt, enable_thinking=True)
@@ -99,13 +102,3 @@ def padded_batch(prepared: tuple, length: int) -> tuple:
     if mask is None:
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     return F.pad(tokens, (0, 0, 0, missing)), F.pad(rotations, (0, 0, 0, missing)), F.pad(mask, (0, missing)), *others
-
-
-def padded_embeds(sequences: list[torch.Tensor], length: int) -> PromptEmbeds:
-    """Pad sequences (L_i, D) with zeros to tokens (B, length, D). The mask (B, length) is False where there is padding."""
-    tokens = sequences[0].new_zeros(len(sequences), length, sequences[0].shape[1])
-    mask = torch.zeros(len(sequences), length, dtype=torch.bool, device=tokens.device)
-    for row, sequence in enumerate(sequences):
-        tokens[row, : len(sequence)] = sequence
-        mask[row, : len(sequence)] = True
-    return PromptEmbeds(tokens=tokens, mask=mask)
