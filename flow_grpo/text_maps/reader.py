@@ -142,11 +142,12 @@ def _feed(process: EngineProcess, tasks: queue.SimpleQueue, lock: threading.Lock
         except EngineLost as error:
             with lock:  # `_stop` closes the process before it puts the end marker, which it puts under the lock
                 leaves = not process.closed and others.acquire(blocking=False)
-                if leaves and task is not None:
-                    tasks.put(task)
+                if leaves:
+                    cause = error.__cause__
+                    logger.warning("%s (%s: %s); the others go on without it", error, type(cause).__name__, cause)
+                    if task is not None:
+                        tasks.put(task)
             if leaves:
-                cause = error.__cause__
-                logger.warning("%s (%s: %s); the others go on without it", error, type(cause).__name__, cause)
                 return
             if (task := task or tasks.get()) is None:
                 return

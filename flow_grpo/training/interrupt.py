@@ -52,14 +52,18 @@ class StopRequest:
             signal.raise_signal(number)
 
     def _speak(self) -> None:
-        """Print at once that the run will stop: the loop may look at `requested` only minutes later."""
-        while not self._left.wait(0.1):
-            if self.requested:
-                name = signal.Signals(self._number).name
-                print(f"\n{name}: saving and stopping; once more to stop at once", flush=True)
-                if self._at_once:
-                    self._at_once()
-                return
+        """Print at once that the run will stop: the loop may look at `requested` only minutes later.
+
+        The loop may also be quicker than this thread. Then it has saved already, and only the words are left to do.
+        """
+        while not self.requested and not self._left.wait(0.1):
+            pass
+        if not self.requested:
+            return
+        name = signal.Signals(self._number).name
+        print(f"\n{name}: saving and stopping; once more to stop at once", flush=True)
+        if self._at_once and not self._left.is_set():
+            self._at_once()
 
     def _restore(self) -> None:
         for number, handler in self._handlers.items():

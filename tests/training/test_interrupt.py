@@ -34,6 +34,16 @@ def test_the_first_signal_is_noted_and_said_and_nothing_else_happens(number, cap
     assert signal.Signals(number).name in capsys.readouterr().out
 
 
+def test_a_signal_is_said_even_if_the_run_ends_before_the_speaker_looks(capsys):
+    written = []
+    stop = StopRequest(at_once=lambda: written.append("snapshot"))
+    stop._note(signal.SIGTERM, None)
+    stop._left.set()
+    stop._speak()
+    assert "SIGTERM: saving and stopping" in capsys.readouterr().out
+    assert written == []  # the loop has written its checkpoint itself
+
+
 @pytest.mark.parametrize("again", NUMBERS)
 def test_a_signal_that_a_launcher_passes_on_counts_once(again):
     with StopRequest() as stop:
