@@ -9,6 +9,7 @@ from .clip.load import DEFAULT_MODEL, load_clip
 from .clip.map_scorer import ClipMapScorer, spread
 from .clip.model import LOGIT_DIVISOR
 from .clip.trace import Request, Trace
+from .option_types import checked_options
 
 
 class ClipDecompositionScorer(ClipMapScorer):
@@ -22,6 +23,7 @@ class ClipDecompositionScorer(ClipMapScorer):
 
     request = Request(contributions=True)
 
+    @checked_options
     def __init__(
         self,
         model: Any = DEFAULT_MODEL,

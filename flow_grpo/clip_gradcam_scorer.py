@@ -9,6 +9,7 @@ from .clip.load import DEFAULT_MODEL, load_clip
 from .clip.map_scorer import ClipMapScorer, spread
 from .clip.model import LOGIT_DIVISOR
 from .clip.trace import Request, Trace
+from .option_types import checked_options
 
 
 def gradcam(features: Tensor, gradients: Tensor) -> Tensor:
@@ -31,6 +32,7 @@ class ClipGradcamScorer(ClipMapScorer):
     model, tokenizer, device and dtype are load_clip's. ClipMapScorer describes the rest, and what the Score holds.
     """
 
+    @checked_options
     def __init__(
         self,
         model: Any = DEFAULT_MODEL,

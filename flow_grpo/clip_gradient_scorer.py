@@ -10,6 +10,7 @@ from .clip.load import DEFAULT_MODEL, load_clip
 from .clip.map_scorer import ClipMapScorer, without_gaps
 from .clip.model import LOGIT_DIVISOR
 from .clip.trace import Request, Trace
+from .option_types import checked_options
 from .reward_map import gaussian_blur, normalise
 
 
@@ -32,6 +33,7 @@ class ClipGradientScorer(ClipMapScorer):
 
     request = Request(pixels=True)
 
+    @checked_options
     def __init__(
         self,
         model: Any = DEFAULT_MODEL,

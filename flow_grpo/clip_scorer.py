@@ -10,6 +10,7 @@ from .clip.load import DEFAULT_MODEL, load_clip
 from .clip.map_scorer import score_together
 from .clip.model import LOGIT_DIVISOR, check_divisor, finite_rewards
 from .clip.trace import Request, Trace
+from .option_types import checked_options
 from .score import Score
 
 
@@ -28,6 +29,7 @@ class ClipScorer:
 
     request = Request()
 
+    @checked_options
     def __init__(
         self,
         model: Any = DEFAULT_MODEL,

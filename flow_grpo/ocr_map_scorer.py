@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .futures import then
+from .option_types import checked_options
 from .score import Score, check_images, mean_where_invalid
 from .text_maps.box_judge import BoxJudge, Judgement
 from .text_maps.box_map import blend_boxes, text_area
@@ -52,6 +53,7 @@ class OcrMapScorer:
 
     OPTIONS_WITHOUT_EFFECT = ("num_workers",)  # no effect on any score: a resumed run may change them
 
+    @checked_options
     def __init__(
         self,
         engine: str | OcrEngine = "rapidocr",

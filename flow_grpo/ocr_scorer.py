@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .futures import then
+from .option_types import checked_options
 from .score import Score, check_images, mean_where_invalid
 from .text_maps.engine import OcrEngine, TextLine
 from .text_maps.readable import PromptReader
@@ -44,6 +45,7 @@ class OcrScorer:
 
     OPTIONS_WITHOUT_EFFECT = ("num_workers",)  # no effect on any score: a resumed run may change them
 
+    @checked_options
     def __init__(
         self,
         engine: str | OcrEngine = "rapidocr",

@@ -3,6 +3,7 @@
 import torch
 
 from .clip_scorer import ClipScorer
+from .option_types import checked_options
 
 PICKSCORE = "yuvalkirstain/PickScore_v1"
 # The model is published without a tokenizer; this is the one that it was trained with.
@@ -17,6 +18,7 @@ class PickScorer(ClipScorer):
     For a map from the same model, use `clip_gradcam` with model=(model, tokenizer).
     """
 
+    @checked_options
     def __init__(
         self,
         model: str = PICKSCORE,

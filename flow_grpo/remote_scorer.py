@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import math
 import random
 import ssl
 import threading
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
+from .option_types import checked_options
 from .score import Score, check_images, to_uint8
 
 try:
@@ -63,6 +65,7 @@ class RemoteScorer:
         "max_mib",
     )  # no effect on any score: a resumed run may change them
 
+    @checked_options
     def __init__(
         self,
         url: str,
@@ -73,9 +76,9 @@ class RemoteScorer:
         max_mib: float = 256.0,
     ):
         self._url, self._target = url, _target(url)
-        if not timeout > 0 or not retries >= 0 or not num_connections >= 1 or not max_mib > 0:
+        if not timeout > 0 or not retries >= 0 or not num_connections >= 1 or not 0 < max_mib < math.inf:
             raise ValueError(
-                f"timeout and max_mib must be above 0, retries 0 or more and num_connections 1 or more, got "
+                f"timeout and max_mib must be above 0, max_mib finite, retries 0 or more and num_connections 1 or more, got "
                 f"{timeout=}, {max_mib=}, {retries=}, {num_connections=}"
             )
         self._timeout, self._retries, self._max_bytes = timeout, retries, int(max_mib * 2**20)

@@ -32,8 +32,8 @@ def make_scorer(name: str, device: str = "cpu", **options: Any) -> Scorer:
     name: a registered name, "package.module:factory", or "remote:URL" of a reward server.
     device: where the model runs; passed only to a factory that takes it.
     options: the factory's keyword arguments.
-    Raises ValueError for an unknown name (and lists the known ones) or an unknown option (and names the scorer), and
-    ImportError for a missing extra (with its install line).
+    Raises ValueError for an unknown name (and lists the known ones), an unknown option (and names the scorer) or an option of a
+    wrong type (as `checked_options`), and ImportError for a missing extra (with its install line).
     """
     factory = _factory(name)
     accepted = _parameters(name, factory)

@@ -285,7 +285,9 @@ def test_what_is_no_url_is_refused(url):
         make_scorer(f"remote:{url}")
 
 
-@pytest.mark.parametrize("option", [{"timeout": 0}, {"retries": -1}, {"num_connections": 0}, {"max_mib": 0}])
+@pytest.mark.parametrize(
+    "option", [{"timeout": 0}, {"retries": -1}, {"num_connections": 0}, {"max_mib": 0}, {"max_mib": float("inf")}]
+)
 def test_options_out_of_range_are_refused(option):
     with pytest.raises(ValueError, match="timeout and max_mib must be above 0"):
         RemoteScorer("http://host", **option)

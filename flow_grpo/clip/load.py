@@ -88,6 +88,6 @@ def _floating(dtype: str | torch.dtype | None) -> torch.dtype | None:
     known = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.float16, torch.bfloat16)}
     if dtype is None or dtype in known.values():
         return dtype
-    if dtype not in known:
+    if not isinstance(dtype, str) or dtype not in known:
         raise ValueError(f"dtype must be one of {', '.join(known)}, got {dtype!r}")
     return known[dtype]

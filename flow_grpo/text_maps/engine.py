@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ..option_types import checked_options
 from .paddle import load_paddleocr
 from .tesseract import load_tesseract
 
@@ -74,13 +75,7 @@ class OcrEngine(Protocol):
 
 # Both engines use these settings, so that they find the same boxes. RapidOCR's own settings enlarge the short side to 736
 # pixels, which makes a small image 30 times as slow.
-_DETECTOR = {
-    "limit_type": "max",
-    "thresh": 0.2,
-    "box_thresh": 0.45,
-    "unclip_ratio": 1.4,
-    "use_dilation": True,
-}
+_DETECTOR = {"limit_type": "max", "thresh": 0.2, "box_thresh": 0.45, "unclip_ratio": 1.4, "use_dilation": True}
 _MAX_SIDE = 960  # PaddleOCR's own
 
 
@@ -93,6 +88,7 @@ class RapidOcr:
     Raises ImportError if the package is missing, and FileNotFoundError if it came without these weights.
     """
 
+    @checked_options
     def __init__(self, max_side: int = _MAX_SIDE, characters: bool = False):
         # onnxruntime writes telemetry files unless this is set before its import
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -171,6 +167,7 @@ class Tesseract:
     Raises FileNotFoundError if the program is missing, and ValueError if it does not have the language.
     """
 
+    @checked_options
     def __init__(self, language: str = "eng"):
         self._read_lines = load_tesseract(language)
 
@@ -190,6 +187,7 @@ class PaddleOcr:
     Raises ImportError for a missing package, and FileNotFoundError if no weights can be found or downloaded.
     """
 
+    @checked_options
     def __init__(
         self,
         max_side: int = _MAX_SIDE,
@@ -285,7 +283,7 @@ def make_engine(engine: str | OcrEngine, **options) -> OcrEngine:
         if options:
             raise ValueError(f"an OcrEngine is built already and takes no options, got {', '.join(options)}")
         return engine
-    if engine not in _ENGINES:
+    if not isinstance(engine, str) or engine not in _ENGINES:
         raise ValueError(f"unknown OCR engine {engine!r}; known: {', '.join(sorted(_ENGINES))}, or give an OcrEngine")
     known = inspect.signature(_ENGINES[engine]).parameters
     unknown = [name for name in options if name not in known]

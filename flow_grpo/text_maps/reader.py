@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from ..futures import all_of, done, then
+from ..option_types import checked_options
 from ..score import to_uint8
 from .engine import OcrEngine, make_engine
 from .process import EngineLost, EngineProcess, Judge, JudgeFailed, as_read, read_and_judge
@@ -53,6 +54,7 @@ class Reader(Protocol):
         self.close()
 
 
+@checked_options
 def make_reader(
     engine: str | OcrEngine, num_workers: int = 0, image_timeout: float = 60.0, **engine_options: Any
 ) -> Reader:
