@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.policies.base import Policy
+from flow_grpo.training.shards import whole_copy
 
 FOLDER = "checkpoint-best"
 
@@ -38,7 +39,7 @@ def save_best(
     is_better = is_better and not math.isnan(metrics[metric])  # no image could be scored; nothing would ever beat it
     if not distributed.any(distributed.is_main and is_better):
         return False
-    weights = policy.adapter_state()  # they may lie in parts on all processes
+    weights = whole_copy(policy.adapter_state(), keep=distributed.is_main)
     if distributed.is_main:
         _write(run_dir, policy, weights, {"epoch": epoch, "metric": metric, "value": metrics[metric]})
     return True

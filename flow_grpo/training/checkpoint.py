@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_map_only
 
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.ema import ExponentialMovingAverage
@@ -33,7 +32,7 @@ from flow_grpo.training.named_state import (
     optimizer_by_position,
 )
 from flow_grpo.training.policies.base import Policy
-from flow_grpo.training.shards import load_optimizer_state, whole_optimizer_state
+from flow_grpo.training.shards import load_optimizer_state, whole_copy
 
 MANIFEST = "manifest.json"
 
@@ -54,7 +53,8 @@ class Origin:
 class Snapshot:
     """A copy of a run at the start of an epoch, as whole tensors on the CPU. Checkpoints are written from it.
 
-    weights: the adapter's weights. averaged: their averages. state: what `load_checkpoint` reads.
+    weights: the adapter's weights. averaged: their averages. state: what `load_checkpoint` reads; it shares the tensors of
+        both.
     rng: the random states of every process.
     """
 
@@ -71,21 +71,24 @@ def take_snapshot(
     ema: ExponentialMovingAverage,
     epoch: int,
     distributed: Distributed,
-) -> Snapshot:
-    """Copy everything that training changes. Every process must call it."""
-    rng = distributed.gather_objects(_rng_state())
-    # Each process may hold a part of the weights: they are joined here, and the main process writes them.
-    weights = _on_cpu(policy.adapter_state())
-    with ema.applied():
-        averaged = _on_cpu(policy.adapter_state())
-    names = policy.trained_names()
-    state = {
-        policy.adapter.name: weights,
-        "optimizer": _on_cpu(optimizer_by_name(whole_optimizer_state(optimizer), names)),
-        "ema": _on_cpu(average_by_name(ema.state_dict(), names)),
-        "scaler": distributed.scaler_state(),
-        "epoch": epoch,
+) -> Snapshot | None:
+    """Copy everything that training changes. Every process must call it; only the main process keeps the copy.
+
+    Another process may hold a part of each tensor, so it takes part where they are joined. It gets None: a copy for each
+    process of a machine may need more memory than the machine has.
+    """
+    rng, names = distributed.gather_objects(_rng_state()), policy.trained_names()
+    trained = {
+        policy.adapter.name: policy.adapter_state(),
+        "optimizer": optimizer_by_name(optimizer.state_dict(), names),
+        "ema": average_by_name(ema.state_dict(), names),
     }
+    copies = whole_copy(trained, keep=distributed.is_main)
+    if copies is None:
+        return None
+    weights = copies[policy.adapter.name]
+    averaged = weights | copies["ema"]["average"]  # a frozen weight is its own average
+    state = copies | {"scaler": distributed.scaler_state(), "epoch": epoch}
     return Snapshot(epoch, weights, averaged, state, rng)
 
 
@@ -102,7 +105,7 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint at the start of `epoch`, and delete all but the newest `keep`. Every process must call it."""
     snapshot = take_snapshot(policy, optimizer, ema, epoch, distributed)
-    if distributed.is_main:
+    if snapshot is not None:
         write_checkpoint(run_dir, snapshot, policy, config, keep, origin)
     distributed.wait_for_everyone()
     return run_dir / checkpoint_name(epoch)
@@ -159,7 +162,8 @@ def load_checkpoint(
         raise ValueError(
             f"{path} is damaged: {damage}; go on from an older checkpoint by --config.resume_from=ITS_FOLDER"
         )
-    state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    # Mapped into memory, not read: the processes of a machine then share one copy of the file, which may be large.
+    state = torch.load(path / "state.pt", map_location="cpu", weights_only=True, mmap=True)
     names = policy.trained_names()
     if policy.adapter.name not in state:
         found = next(name for name in ("lora", "transformer") if name in state)
@@ -229,11 +233,6 @@ def _set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
-    """Copies on the CPU. Tensors that lie there already are copied too, since training will change them."""
-    return tree_map_only(torch.Tensor, lambda tensor: tensor.to("cpu", copy=True), state)
 
 
 def _check_finite(snapshot: Snapshot) -> None:

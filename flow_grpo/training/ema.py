@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from flow_grpo.training.shards import own_parts, parts_like, whole
+from flow_grpo.training.shards import own_parts, parts_like
 
 
 class ExponentialMovingAverage:
@@ -47,8 +47,8 @@ class ExponentialMovingAverage:
                 torch._foreach_copy_(own_parts(self._parameters), kept)
 
     def state_dict(self) -> dict:
-        """The state as whole tensors. Where the tensors lie in parts, every process must call it."""
-        return {"num_steps": self.num_steps, "average": [whole(average).cpu() for average in self.average]}
+        """The state, with the averages themselves, as they lie in this process."""
+        return {"num_steps": self.num_steps, "average": list(self.average)}
 
     def load_state_dict(self, state: dict) -> None:
         self.num_steps = state["num_steps"]

@@ -26,20 +26,33 @@ def parts_like(tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """`optimizer.state_dict()` with whole tensors, on the CPU. Every process must call it."""
-    return tree_map_only(torch.Tensor, lambda tensor: whole(tensor).cpu(), optimizer.state_dict())
+def whole_copy(state: Any, keep: bool) -> Any:
+    """A copy of a state, with whole tensors on the CPU; None if `keep` is False. Every process must call it.
+
+    Parts are joined tensor by tensor. So a process that does not keep the copy needs memory for one whole tensor, not for
+    all of them.
+    """
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor | None:
+        joined = whole(tensor)
+        return (
+            joined.to("cpu", copy=True) if keep else None
+        )  # a copy even on the CPU, since training changes the tensor
+
+    copies = tree_map_only(torch.Tensor, copied, state)
+    return copies if keep else None
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load what `whole_optimizer_state` returned, in this run or another, whether parameters are whole or in parts.
+    """Load the `whole_copy` of an optimizer's state, in this run or another, whether parameters are whole or in parts.
 
     The learning rate and the other options stay the optimizer's own: a resumed run may be allowed to change them.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
         index: {
-            name: parts_like(value, parameters[index]) if value.shape == parameters[index].shape else value
+            # Clones: else the optimizer would go on in the state's own memory, which may be a file's.
+            name: (parts_like(value, parameters[index]) if value.shape == parameters[index].shape else value).clone()
             for name, value in entry.items()
         }
         for index, entry in state["state"].items()

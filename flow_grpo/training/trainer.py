@@ -33,7 +33,8 @@ class Trainer:
         self.parts = parts
         self.config, self.distributed = parts.config, parts.distributed
         self.run_dir = Path(parts.config.run_dir)
-        self._snapshot: checkpoint.Snapshot | None = None  # the state at the start of the present epoch
+        # The state at the start of the present epoch. Only the main process has one.
+        self._snapshot: checkpoint.Snapshot | None = None
         self._writing = threading.Lock()
 
     def train(self) -> None:
@@ -73,8 +74,10 @@ class Trainer:
             while True:
                 is_last, stopping = epoch == config.num_epochs, self.distributed.any(stop.requested)
                 due = is_last or stopping or (epoch > first_epoch and self._is_due(epoch))
+                self._snapshot = None  # before the next one is taken: of all weights, two copies may not fit
                 # Where all weights are trained, one copy of them per epoch would cost too much.
-                self._snapshot = self._take_snapshot(epoch) if due or config.train.adapter != "full" else None
+                if copied := due or config.train.adapter != "full":
+                    self._snapshot = self._take_snapshot(epoch)
                 if due:
                     self._save()
                 if stopping:
@@ -92,7 +95,8 @@ class Trainer:
                         self._write()
                     raise
                 if metrics is None:
-                    self._snapshot = self._snapshot or self._take_snapshot(epoch)
+                    if not copied:
+                        self._snapshot = self._take_snapshot(epoch)
                     self._save()
                     break
                 self.tracker.log(metrics, epoch)
@@ -124,7 +128,7 @@ class Trainer:
         self.distributed.wait_for_everyone()
         return epoch
 
-    def _take_snapshot(self, epoch: int) -> checkpoint.Snapshot:
+    def _take_snapshot(self, epoch: int) -> checkpoint.Snapshot | None:
         parts = self.parts
         return checkpoint.take_snapshot(parts.policy, parts.optimizer, parts.ema, epoch, self.distributed)
 
@@ -139,11 +143,11 @@ class Trainer:
 
     def _write(self) -> None:
         """Write the newest snapshot without the other processes. A thread may call it while the loop runs."""
-        if self.distributed.is_main and self._snapshot is not None:
+        if (snapshot := self._snapshot) is not None:
             with self._writing:
                 checkpoint.write_checkpoint(
                     self.run_dir,
-                    self._snapshot,
+                    snapshot,
                     self.parts.policy,
                     self.config.to_dict(),
                     self.config.keep_checkpoints,
@@ -151,14 +155,11 @@ class Trainer:
                 )
 
     def _save_pipeline(self) -> None:
-        """Save the averaged model as a pipeline that diffusers opens, if all weights are trained."""
-        policy = self.parts.policy
+        """Save the averaged model as a pipeline that diffusers opens, if all weights are trained. It follows `_save`."""
         if self.config.train.adapter != "full":
             return
-        with self.parts.ema.applied():
-            state = policy.adapter_state()  # every process calls it: each may hold a part of the weights
-            if self.distributed.is_main:
-                policy.adapter.save_pipeline(self.run_dir / "pipeline", state)
+        if self._snapshot is not None:
+            self.parts.policy.adapter.save_pipeline(self.run_dir / "pipeline", self._snapshot.averaged)
         self.distributed.wait_for_everyone()
 
     def _train_epoch(self, epoch: int, stop: StopRequest) -> dict[str, float] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from flow_grpo.training.distributed import Distributed
-from flow_grpo.training.shards import whole, whole_optimizer_state
+from flow_grpo.training.shards import whole, whole_copy
 
 SAMPLES = torch.tensor([[0.25, 0.5], [0.75, -0.25]])  # of process 0 and 1; small, since fp16 ends at 65504
 
@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
 
 def _gradient(optimizer) -> torch.Tensor | None:
     """Of the optimizer's first step, after it was clipped; None before."""
-    state = whole_optimizer_state(optimizer)["state"]
+    state = whole_copy(optimizer.state_dict(), keep=True)["state"]
     return state[0]["exp_avg"] / (1 - BETA) if state else None
 
 

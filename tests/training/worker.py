@@ -15,14 +15,11 @@ from flow_grpo.training.build import build
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.evaluation import evaluate
 from flow_grpo.training.rollout import SDE
+from flow_grpo.training.shards import whole_copy
 from flow_grpo.training.trainer import Trainer
 from flow_grpo.training.update import Updater
 
 NUM_HELD_OUT = 3
-
-
-def copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in state.items()}
 
 
 def main(folder: Path, batch_size: int) -> None:
@@ -35,7 +32,7 @@ def main(folder: Path, batch_size: int) -> None:
     config, geometry = resolve(config, config.num_gpus)
     parts = build(config, geometry, Distributed(config.mixed_precision))
     scored, spread, metrics_of_credit, credit = [], [], [], parts.credit
-    weights = [copied(parts.policy.adapter_state())]
+    weights = [whole_copy(parts.policy.adapter_state(), keep=True)]
 
     class ListeningScorers(WeightedScorers):
         def submit(self, images, prompts, metadata=None):
@@ -48,7 +45,7 @@ def main(folder: Path, batch_size: int) -> None:
         def run(self, trajectories, credit, *arguments, **options):
             spread.append(credit)  # of this process's samples
             metrics = super().run(trajectories, credit, *arguments, **options)
-            weights.append(copied(parts.policy.adapter_state()))
+            weights.append(whole_copy(parts.policy.adapter_state(), keep=True))
             return metrics
 
     def listening_credit(*arguments):

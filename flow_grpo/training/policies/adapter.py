@@ -1,7 +1,8 @@
 """The part of a pipeline's transformer that is trained: a LoRA beside the frozen weights, or all weights.
 
 Both adapters have the same methods. Within the context of `without()` the network is the base model. `state()` returns
-whole tensors by name. `save` writes a folder that diffusers reads.
+the weights by name, as they lie in this process. `load` and `save` take whole tensors; `save` writes a folder that
+diffusers reads.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from flow_grpo.training.policies.lora_linear import LoraLinear
-from flow_grpo.training.shards import own_parts, parts_like, whole
+from flow_grpo.training.shards import own_parts, parts_like
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # the name that diffusers gives a model's weights
 
@@ -62,10 +63,10 @@ class LoraAdapter:
             self.network.enable_lora()
 
     def state(self) -> dict[str, torch.Tensor]:
-        return {name: whole(tensor) for name, tensor in get_peft_model_state_dict(self.network).items()}
+        return get_peft_model_state_dict(self.network)
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        _copy_into(get_peft_model_state_dict(self.network), state)  # the weights themselves, not copies
+        _copy_into(self.state(), state)
 
     def save(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         """Write a LoRA that any pipeline's `load_lora_weights(folder)` reads.
@@ -128,11 +129,11 @@ class FullAdapter:
             base.copy_(present)
 
     def state(self) -> dict[str, torch.Tensor]:
-        return {name: whole(tensor) for name, tensor in self.network.state_dict().items()}
+        return self.network.state_dict()
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
         self._keep_base()
-        _copy_into(self.network.state_dict(), state)
+        _copy_into(self.state(), state)
 
     def save(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         """Write a folder that `from_pretrained` of the transformer's class reads."""

@@ -132,13 +132,13 @@ class Policy(Protocol):
         """All loaded weights, by name. A run asks before it trains, and identifies its model by them."""
 
     def adapter_state(self) -> dict[str, torch.Tensor]:
-        """The trained tensors by name, whole. Where they lie in parts, every process must call it."""
+        """The trained tensors by name: the weights themselves, as they lie in this process. `whole_copy` joins their parts."""
 
     def load_adapter_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Load tensors that `adapter_state` returned. A missing or unexpected name raises ValueError."""
+        """Load whole tensors by the names of `adapter_state`. A missing or unexpected name raises ValueError."""
 
     def save_adapter(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
-        """Write what `adapter_state` returned in a form that diffusers reads: a LoRA with its scale, or a transformer."""
+        """Write whole tensors by these names in a form that diffusers reads: a LoRA with its scale, or a transformer."""
 
     def enable_gradient_checkpointing(self) -> None:
         """From now on keep only each block's input for the backward pass, which computes the rest again."""

@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from flow_grpo.training.checkpoint import load_checkpoint, save_checkpoint
+from flow_grpo.training.checkpoint import Origin, checkpoint_name, load_checkpoint, take_snapshot, write_checkpoint
 from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.ema import ExponentialMovingAverage
 from flow_grpo.training.policies.base import Policy
 from flow_grpo.training.policies.load import load_policy
 from flow_grpo.training.records import Credit
 from flow_grpo.training.rollout import SDE, rollout
-from flow_grpo.training.shards import whole_optimizer_state
+from flow_grpo.training.shards import whole_copy
 from flow_grpo.training.update import Updater, UpdateRule
 from tests.training.policies.tiny.layout import tiny
 
@@ -73,22 +73,25 @@ class Run:
     def save(self, folder: Path) -> dict:
         """Write the checkpoint and, of all weights, the pipeline; change every weight, and read the checkpoint again.
 
-        Returns the averaged weights.
+        Returns what this process kept to write them, and the averaged weights.
         """
         policy = self.policy
-        path = save_checkpoint(folder, policy, self.optimizer, self.ema, 1, {}, self.distributed, keep=1)
+        snapshot = take_snapshot(policy, self.optimizer, self.ema, 1, self.distributed)
+        if snapshot is not None:
+            write_checkpoint(folder, snapshot, policy, {}, 1, Origin())
+            if policy.adapter.name == "transformer":
+                policy.adapter.save_pipeline(folder / "pipeline", snapshot.averaged)
+        self.distributed.wait_for_everyone()
         with self.ema.applied():
             averaged = copied(policy)
-        if policy.adapter.name == "transformer" and self.distributed.is_main:
-            policy.adapter.save_pipeline(folder / "pipeline", averaged)
         with torch.no_grad():
             for parameter in policy.trainable_parameters():
                 parameter.add_(1)
-        load_checkpoint(path, policy, self.optimizer, self.ema, self.distributed)
-        return averaged
+        load_checkpoint(folder / checkpoint_name(1), policy, self.optimizer, self.ema, self.distributed)
+        return {"kept": snapshot and snapshot.state, "averaged": averaged}
 
     def state(self) -> dict:
-        optimizer = whole_optimizer_state(self.optimizer)["state"]
+        optimizer = whole_copy(self.optimizer.state_dict(), keep=True)["state"]
         return {
             "weights": copied(self.policy),
             "moments": {index: state["exp_avg"] for index, state in optimizer.items()},
@@ -97,7 +100,7 @@ class Run:
 
 
 def copied(policy: Policy) -> dict:
-    return {name: tensor.clone() for name, tensor in policy.adapter_state().items()}
+    return whole_copy(policy.adapter_state(), keep=True)
 
 
 @torch.no_grad()
@@ -128,7 +131,7 @@ def main(folder: Path, families: list[str]) -> None:
             }
             with run.policy.disable_adapter():
                 seen["base"] = velocity(run.policy)
-            seen |= {"averaged": run.save(own), "again": run.state()}
+            seen |= run.save(own) | {"again": run.state()}
             torch.save(seen, own / f"{distributed.rank}.pt")
     distributed.leave()
 

@@ -98,6 +98,13 @@ def test_the_base_model_comes_back_in_parts(one, two):
         assert not torch.equal(seen["trained"]["velocity"], seen["base"])
 
 
+def test_the_main_process_alone_keeps_what_a_checkpoint_is_written_from(adapter, two):
+    main, other = two
+    assert other["kept"] is None
+    weights = main["kept"][{"lora": "lora", "full": "transformer"}[adapter]]
+    assert all(torch.equal(weights[name], tensor) for name, tensor in main["trained"]["weights"].items())
+
+
 def test_a_checkpoint_of_parts_goes_on_from_every_bit(two):
     for seen in two:
         for key in ("weights", "moments"):
