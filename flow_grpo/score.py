@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 MapKind = Literal["reward", "importance"]
@@ -164,7 +164,8 @@ def _check_metadata(metadata: Sequence[Mapping[str, Any] | None] | None, batch: 
 def to_images(pictures: Sequence[Any]) -> Tensor:
     """Pictures as scorers take them: (B, 3, H, W) fp32 in [0, 1], on the CPU.
 
-    pictures: PIL images, or arrays (H, W, 3) uint8, all of one size. A transparent picture is laid on white.
+    pictures: PIL images, or arrays (H, W, 3) uint8, all of one size. A transparent picture is laid on white. A photo is
+        turned as its EXIF orientation says, so that it is scored as viewers show it.
     Raises ValueError where a picture is something else, or of another size than the first.
     """
     if isinstance(pictures, Image.Image):
@@ -188,6 +189,7 @@ def to_levels(picture: Any) -> np.ndarray:
             raise ValueError(
                 f"a picture of mode {picture.mode!r} has no white; scale it to 0 to 255 and convert it to L"
             )
+        picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I;16"):  # Pillow would cut at 255 instead of scaling
             picture = Image.fromarray((np.asarray(picture) / 257 + 0.5).astype(np.uint8))
         if picture.has_transparency_data:

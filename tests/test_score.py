@@ -1,9 +1,10 @@
+import io
 import weakref
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from flow_grpo.score import Score, check_images, to_images, to_uint8
 
@@ -161,6 +162,16 @@ def test_pictures_become_images():
 
 def test_a_transparent_picture_is_laid_on_white():
     assert torch.equal(to_images([Image.new("RGBA", (2, 2), (0, 0, 0, 0))]), torch.ones(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize(("orientation", "expected"), [(1, [[0, 1, 2], [3, 4, 5]]), (6, [[3, 0], [4, 1], [5, 2]])])
+def test_a_photo_is_turned_as_viewers_show_it(orientation, expected):
+    """6 is a camera held upright: its pixels are stored as they would lie after a quarter turn to the left."""
+    file, picture = io.BytesIO(), Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+    exif = picture.getexif()
+    exif[ExifTags.Base.Orientation] = orientation
+    picture.save(file, "PNG", exif=exif)
+    assert to_images([Image.open(file)])[0, 0].mul(255).round().tolist() == expected
 
 
 def test_a_picture_of_16_bits_keeps_its_greys():
