@@ -8,10 +8,11 @@ import random
 import ssl
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,13 +20,13 @@ import torch
 from torch import Tensor
 
 from .option_types import checked_options
-from .score import Score, check_images, to_uint8
+from .score import PromptErrors, Score, check_images, to_uint8
 
 try:
     import httpx
     import tenacity
 
-    from .remote.wire import bearer_token, decode_score, encode_batch
+    from .remote.wire import bearer_token, decode_faults, decode_score, encode_batch, encode_prompts
 except ImportError as error:
     raise ImportError('a "remote:" scorer needs its extra: pip install "flow-grpo-maps[remote]"') from error
 
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds between two tries; the wait doubles each time
 RETRIED = {408, 429}  # 5xx as well; any other 4xx would fail again
 MAX_REASON_BYTES = 64 * 2**10
+PROMPTS_PER_CHECK = 100  # of the longest that a server takes, so many fit into a request
 
 
 class RemoteScorer:
@@ -75,7 +77,7 @@ class RemoteScorer:
         token_env: str | None = None,
         max_mib: float = 256.0,
     ):
-        self._url, self._target = url, _target(url)
+        self._url, self._base = url, _base(url)
         if not timeout > 0 or not retries >= 0 or not num_connections >= 1 or not 0 < max_mib < math.inf:
             raise ValueError(
                 f"timeout and max_mib must be above 0, max_mib finite, retries 0 or more and num_connections 1 or more, got "
@@ -110,15 +112,42 @@ class RemoteScorer:
         request = encode_batch(to_uint8(images), prompts, metadata)
         return asyncio.run_coroutine_threadsafe(self._score(request, len(images), images.device), self._loop)
 
-    async def _score(self, request: bytes, batch_size: int, device: torch.device) -> Score:
-        async with self._slots:
-            answer = await self._answer(request)
-        try:
-            return _to_device(decode_score(answer, batch_size), device)
-        except ValueError as error:
-            raise RuntimeError(f"{self._url} answered with something that is no score: {error}") from error
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Ask the server. Raises PromptErrors with every prompt that its scorer cannot score.
 
-    async def _answer(self, request: bytes) -> bytes:
+        A server of an earlier version cannot be asked; it refuses such a prompt when it is to be scored.
+        """
+        faults = {}
+        for first in range(0, len(prompts), PROMPTS_PER_CHECK):
+            part = slice(first, first + PROMPTS_PER_CHECK)
+            request = encode_prompts(prompts[part], metadata[part] if metadata else None)
+            asking = self._exchanged("/check", request, partial(decode_faults, number=len(prompts[part])))
+            try:
+                found = asyncio.run_coroutine_threadsafe(asking, self._loop).result()
+            except _Refused as error:
+                if error.status not in (404, 405):
+                    raise
+                logger.warning("%s cannot check prompts before the run (HTTP %d); update it", self._url, error.status)
+                return
+            faults |= {first + place: fault for place, fault in found.items()}
+        if faults:
+            raise PromptErrors(faults, len(prompts))
+
+    async def _score(self, request: bytes, batch_size: int, device: torch.device) -> Score:
+        return _to_device(
+            await self._exchanged("/score", request, partial(decode_score, batch_size=batch_size)), device
+        )
+
+    async def _exchanged(self, path: str, request: bytes, decode: Callable[[bytes], Any]) -> Any:
+        """The decoded answer to a request. Raises RuntimeError if it cannot be decoded."""
+        async with self._slots:
+            answer = await self._answer(path, request)
+        try:
+            return decode(answer)
+        except ValueError as error:
+            raise RuntimeError(f"{self._url} answered with something that is no {path[1:]}: {error}") from error
+
+    async def _answer(self, path: str, request: bytes) -> bytes:
         """The body of a good answer. Tries again, up to the number of retries."""
         tries = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self._retries + 1),
@@ -127,19 +156,19 @@ class RemoteScorer:
             before_sleep=self._tell,
         )
         try:
-            return await tries(self._try_once, request)
+            return await tries(self._try_once, path, request)
         except tenacity.RetryError as failure:
             last = failure.last_attempt.exception()
             raise RuntimeError(
-                f"{self._url} gave no score in {self._retries + 1} tries, the last: {self._describe(last)}; "
+                f"{self._url} gave no {path[1:]} in {self._retries + 1} tries, the last: {self._describe(last)}; "
                 "see whether the server runs, and what its log says"
             ) from last
 
-    async def _try_once(self, request: bytes) -> bytes:
-        return await asyncio.wait_for(self._exchange(request), self._timeout)
+    async def _try_once(self, path: str, request: bytes) -> bytes:
+        return await asyncio.wait_for(self._exchange(path, request), self._timeout)
 
-    async def _exchange(self, request: bytes) -> bytes:
-        async with self._client.stream("POST", self._target, content=request) as response:
+    async def _exchange(self, path: str, request: bytes) -> bytes:
+        async with self._client.stream("POST", self._base + path, content=request) as response:
             if response.status_code == 200:
                 if not {"content-length", "transfer-encoding"} & response.headers.keys():
                     raise _Unavailable("the answer has no Content-Length: nothing would show that it was cut short")
@@ -151,7 +180,7 @@ class RemoteScorer:
             reason = _reason(await _read(response, MAX_REASON_BYTES))
         if response.status_code >= 500 or response.status_code in RETRIED:
             raise _Unavailable(f"HTTP {response.status_code}: {reason}", response.headers.get("Retry-After", ""))
-        raise ValueError(f"{self._url} refused the batch: {reason} (HTTP {response.status_code})")
+        raise _Refused(f"{self._url} refused the batch: {reason} (HTTP {response.status_code})", response.status_code)
 
     def _delay(self, state: tenacity.RetryCallState) -> float:
         """Seconds until the next try: our own delay, or the server's Retry-After if that is longer."""
@@ -175,6 +204,14 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     loop.close()
 
 
+class _Refused(ValueError):
+    """Another try would be refused again. status: the answer's."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
 class _Unavailable(Exception):
     """A failure that may pass, so that another try makes sense. retry_after: the server's Retry-After header, or ""."""
 
@@ -183,8 +220,8 @@ class _Unavailable(Exception):
         self.retry_after = min(float(retry_after), LONGEST_DELAY) if retry_after.isdecimal() else 0.0
 
 
-def _target(url: str) -> str:
-    """The URL that batches are sent to. Raises ValueError if `url` is not a server's URL."""
+def _base(url: str) -> str:
+    """The URL without a slash at its end. Raises ValueError if `url` is not a server's URL."""
     parts = urlsplit(url)
     beyond_path = parts.username or parts.password or parts.query or parts.fragment
     named = parts.scheme in ("http", "https") and parts.hostname
@@ -194,7 +231,7 @@ def _target(url: str) -> str:
             "a token goes into the environment"
         )
     parts.port  # noqa: B018  raises ValueError for a port that is not a number
-    return url.rstrip("/") + "/score"
+    return url.rstrip("/")
 
 
 async def _read(response: httpx.Response, limit: int) -> bytes:

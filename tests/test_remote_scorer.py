@@ -12,10 +12,10 @@ import torch
 from config.grpo import get_config
 from config.validation import resolve
 from flow_grpo import remote_scorer
-from flow_grpo.remote.wire import encode_score
+from flow_grpo.remote.wire import MAX_TEXT, encode_score
 from flow_grpo.remote_scorer import RemoteScorer
 from flow_grpo.rewards import multi_score
-from flow_grpo.score import Score
+from flow_grpo.score import PromptErrors, Score
 from flow_grpo.scorers import make_scorer
 from tests.hostile_requests import TOKEN
 from tests.moody_scorer import MoodyPool, MoodyScorer
@@ -297,3 +297,31 @@ def test_path_of_a_url_is_kept():
     with scripted(ok()) as (url, requests):
         RemoteScorer(f"{url}/rewards/")(LEVELS, PROMPTS)
     assert requests[0].startswith(b"POST /rewards/score HTTP/1.1\r\n")
+
+
+def test_prompts_are_checked_by_the_server_with_the_words_of_its_scorer(monkeypatch):
+    monkeypatch.setattr(remote_scorer, "PROMPTS_PER_CHECK", 2)
+    scorer = make_scorer("ocr", engine=lambda image: [])
+    prompts = ['a "HUT"', "a hut", 'a "HAT"', 'a "HUT" and a "', 'a "HOT"' + " " * MAX_TEXT]
+    with pytest.raises(PromptErrors) as here:
+        scorer.check_prompts(prompts[:4])
+    with served(scorer) as server:
+        remote = RemoteScorer(server.url)
+        with pytest.raises(PromptErrors) as there:
+            remote.check_prompts(prompts)
+        remote.check_prompts(prompts[:4], [{"targets": ["HUT"]}, {"targets": ["HAT"]}] * 2)
+    too_long = there.value.faults.pop(4)
+    assert there.value.faults == here.value.faults and there.value.number == 5
+    assert f"may take {MAX_TEXT} characters, got {len(prompts[4])}" in too_long
+
+
+def test_a_server_that_knows_no_check_is_not_asked_again(caplog):
+    with scripted(http(404, b'{"error": "nothing is here"}')) as (url, requests), caplog.at_level(logging.WARNING):
+        RemoteScorer(url).check_prompts(PROMPTS * 100)
+    assert len(requests) == 1 and requests[0].startswith(b"POST /check ")
+    assert "cannot check prompts before the run (HTTP 404); update it" in caplog.text
+
+
+def test_a_check_that_is_refused_raises_the_reason():
+    with scripted(http(401, b'{"error": "no token"}')) as (url, _), pytest.raises(ValueError, match="no token"):
+        RemoteScorer(url).check_prompts(PROMPTS)

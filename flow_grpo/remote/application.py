@@ -18,11 +18,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from ..score import Score, Scorer
-from .wire import DEFAULT_TOKEN_ENV, decode_batch, encode_score
+from ..score import PromptErrors, Score, Scorer
+from .wire import DEFAULT_TOKEN_ENV, decode_batch, decode_prompts, encode_faults, encode_score, length_faults
 
 logger = logging.getLogger(__name__)
 
+SCORE, CHECK = "/score", "/check"
+MAX_REASON = 1000  # characters of a reason: some errors quote their whole input
 AT_ONCE = 2  # requests in memory: one is scored while another arrives or its answer leaves
 
 
@@ -37,7 +39,7 @@ class Limits:
 
 
 class _Scoring:
-    """`POST /score`, as an application of its own. A request keeps its turn until its answer has been sent."""
+    """`POST /score` and `POST /check`, as an application of its own. A request keeps its turn until its answer has been sent."""
 
     def __init__(self, scorer: Scorer, limits: Limits, token: str | None, device: str):
         self._scorer, self._limits, self._token, self._device = scorer, limits, token, device
@@ -47,13 +49,13 @@ class _Scoring:
         self._at_once = asyncio.Semaphore(AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
+        request, answering = Request(scope, receive), {SCORE: self._score, CHECK: self._check}[scope["path"]]
         self._check_token(request)
         length = self._content_length(request)
         with self._slot():
             async with self._at_once:
                 body = await self._body(request, length)
-                answer = await asyncio.get_running_loop().run_in_executor(self._threads, self._score, body)
+                answer = await asyncio.get_running_loop().run_in_executor(self._threads, answering, body)
                 del body
                 await Response(answer, media_type="application/octet-stream")(scope, receive, send)
 
@@ -98,47 +100,65 @@ class _Scoring:
         return body
 
     def _score(self, message: bytes) -> bytes:
-        """The answer to a request's body: 400 if it is malformed, 422 if the scorer refuses it, 500 if the scorer fails."""
+        """The Score of a request's body."""
         submit = getattr(self._scorer, "submit", None)
-        try:
+        with _failing_with(400):
             levels, prompts, metadata = decode_batch(message, self._limits.max_batch)
-        except ValueError as error:
-            raise HTTPException(400, str(error)) from error
         images = levels.contiguous().to(self._device).float().div_(255)  # (B, 3, H, W)
         del levels
-        try:
+        with _failing_with(422):
             score = (submit or self._scorer)(images, prompts, metadata)
             del images
             if submit:
                 score = score.result()
-        except ValueError as error:
-            raise HTTPException(422, str(error)) from error
-        except Exception as error:  # a scorer may raise anything
-            logger.exception("the scorer failed")
-            raise HTTPException(500, f"the scorer failed: {type(error).__name__}: {error}") from error
         if not isinstance(score, Score) or len(score.reward) != len(prompts):
             raise HTTPException(500, f"the scorer gave no Score of {len(prompts)} images, but {type(score).__name__}")
         return encode_score(score)
 
+    def _check(self, message: bytes) -> bytes:
+        """What is wrong with the prompts of a request's body. A scorer without `check_prompts` finds nothing."""
+        with _failing_with(400):
+            prompts, metadata = decode_prompts(message)
+        faults = length_faults(prompts, metadata)
+        with _failing_with(422):
+            try:
+                if hasattr(self._scorer, "check_prompts"):
+                    self._scorer.check_prompts(prompts, metadata)
+            except PromptErrors as error:
+                faults = {place: fault[:MAX_REASON] for place, fault in error.faults.items()} | faults
+        return encode_faults(faults, len(prompts))
+
+
+@contextmanager
+def _failing_with(status: int):
+    """Answer a ValueError with this status: 400 for a malformed body, 422 for what the scorer refuses. Another error is 500."""
+    try:
+        yield
+    except ValueError as error:
+        raise HTTPException(status, str(error)) from error
+    except Exception as error:  # a scorer may raise anything
+        logger.exception("the scorer failed")
+        raise HTTPException(500, f"the scorer failed: {type(error).__name__}: {error}") from error
+
 
 def application(scorer: Scorer, limits: Limits, token: str | None, device: str) -> Starlette:
-    """The scorer's routes: /score and /health."""
+    """The scorer's routes: /score, /check and /health."""
     scoring = _Scoring(scorer, limits, token, device)
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     async def refusal(request: Request, error: HTTPException) -> Response:
-        reasons = {404: "nothing is here; POST /score and GET /health are", 405: "POST /score, GET /health"}
-        # cut the message: some errors quote their whole input
-        reason = reasons.get(error.status_code, error.detail[:1000])
+        reasons = {404: "nothing is here; POST /score, POST /check and GET /health are"}
+        reasons[405] = "POST /score, POST /check, GET /health"
+        reason = reasons.get(error.status_code, error.detail[:MAX_REASON])
         return JSONResponse({"error": reason}, error.status_code, error.headers)
 
     async def gone(request: Request, error: ClientDisconnect) -> Response:
         return Response()  # the client is gone
 
     app = Starlette(
-        routes=[Route("/score", scoring, methods=["POST"]), Route("/health", health)],
+        routes=[*(Route(path, scoring, methods=["POST"]) for path in (SCORE, CHECK)), Route("/health", health)],
         exception_handlers={HTTPException: refusal, ClientDisconnect: gone},
     )
     app.router.redirect_slashes = False

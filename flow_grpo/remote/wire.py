@@ -7,7 +7,7 @@ against its header; this file checks the arrays and the texts.
 import json
 import os
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,29 +45,57 @@ def encode_batch(images: np.ndarray, prompts: Sequence[str], metadata: Sequence[
     metadata: None, empty, or one mapping (or None) per image that JSON can hold. A tuple arrives as a list, None as {}.
     Raises ValueError for a value that JSON or UTF-8 cannot hold.
     """
-    try:
-        texts = {"prompts": _json(list(prompts))}
-        if metadata:
-            texts["metadata"] = _json([dict(entry or {}) for entry in metadata])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"prompts and metadata must be JSON to be scored elsewhere: {error}") from error
-    return pack({"images": images}, texts)
+    return pack({"images": images}, _texts(prompts, metadata))
 
 
 def decode_batch(message: bytes, max_batch: int) -> tuple[Tensor, list[str], list[dict[str, Any]] | None]:
     """Images (B, 3, H, W) uint8, prompts and metadata of a request. Raises ValueError for anything else."""
     arrays, texts = unpack(message)
     _expect("arrays", arrays, {"images"})
-    _expect("__metadata__", texts, {"prompts"}, {"metadata"})
     images = arrays["images"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ValueError(f"images must be U8 (B, H, W, 3), got {images.dtype} {images.shape}")
     if len(images) > max_batch:
         raise ValueError(f"a request may hold {max_batch} images, got {len(images)}; send smaller batches")
-    prompts = _list_of(str, "prompts", texts["prompts"], len(images))
-    metadata = _list_of(dict, "metadata", texts["metadata"], len(images)) if "metadata" in texts else None
-    _check_lengths(prompts, map(_json, metadata or []))
+    prompts, metadata = _read_texts(texts, len(images))
+    for fault in length_faults(prompts, metadata).values():
+        raise ValueError(fault)
     return torch.from_numpy(images).permute(0, 3, 1, 2), prompts, metadata
+
+
+def encode_prompts(prompts: Sequence[str], metadata: Sequence[Mapping[str, Any] | None] | None) -> bytes:
+    """Prompts without images, as a request to check them. metadata and errors are encode_batch's."""
+    return pack({}, _texts(prompts, metadata))
+
+
+def decode_prompts(message: bytes) -> tuple[list[str], list[dict[str, Any]] | None]:
+    """Prompts and metadata of such a request, of any length. Raises ValueError for anything else."""
+    arrays, texts = unpack(message)
+    _expect("arrays", arrays, set())
+    return _read_texts(texts)
+
+
+def encode_faults(faults: Mapping[int, str], number: int) -> bytes:
+    """What is wrong with some of `number` prompts, by their places, as an answer."""
+    return pack({}, {"faults": _json([faults.get(place, "") for place in range(number)])})
+
+
+def decode_faults(message: bytes, number: int) -> dict[int, str]:
+    """What is wrong with some of `number` prompts, by their places. Raises ValueError for any other message."""
+    arrays, texts = unpack(message)
+    _expect("arrays", arrays, set())
+    _expect("__metadata__", texts, {"faults"})
+    return {place: fault for place, fault in enumerate(_list_of(str, "faults", texts["faults"], number)) if fault}
+
+
+def length_faults(prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None) -> dict[int, str]:
+    """The places of texts that a server refuses, with the reason: one long text could block a server for all others."""
+    faults = {}
+    for place, prompt in enumerate(prompts):
+        for what, text in (("a prompt", prompt), ("an image's metadata", _json(metadata[place]) if metadata else "")):
+            if len(text) > MAX_TEXT:
+                faults[place] = f"{what} may take {MAX_TEXT} characters, got {len(text)}; shorten it"
+    return faults
 
 
 def encode_score(score: Score) -> bytes:
@@ -153,7 +181,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _list_of(kind: type, what: str, text: str, length: int) -> list[Any]:
+def _list_of(kind: type, what: str, text: str, length: int | None) -> list[Any]:
     try:
         values = json.loads(text, object_pairs_hook=_unique)
         _json(values)
@@ -161,17 +189,26 @@ def _list_of(kind: type, what: str, text: str, length: int) -> list[Any]:
         raise ValueError(f"{what} must be plain JSON in UTF-8: {str(error)[:200]}") from None
     if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
         raise ValueError(f"{what} must be a list of {kind.__name__}, got {reprlib.repr(values)}")
-    if len(values) != length:
+    if length is not None and len(values) != length:
         raise ValueError(f"{what} must be one per image, got {len(values)} for {length} images")
     return values
 
 
-def _check_lengths(prompts: Iterable[str], entries: Iterable[str]) -> None:
-    """Refuse long texts. A scorer's work grows with its texts, so one long request could block a server for all others."""
-    for what, texts in (("a prompt", prompts), ("an image's metadata", entries)):
-        longest = max(map(len, texts), default=0)
-        if longest > MAX_TEXT:
-            raise ValueError(f"{what} may take {MAX_TEXT} characters, got {longest}; shorten it")
+def _texts(prompts: Sequence[str], metadata: Sequence[Mapping[str, Any] | None] | None) -> dict[str, str]:
+    try:
+        texts = {"prompts": _json(list(prompts))}
+        if metadata:
+            texts["metadata"] = _json([dict(entry or {}) for entry in metadata])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"prompts and metadata must be JSON to be scored elsewhere: {error}") from error
+    return texts
+
+
+def _read_texts(texts: Mapping[str, str], number: int | None = None) -> tuple[list[str], list[dict[str, Any]] | None]:
+    """Prompts and metadata of a request; of so many images, if it has any."""
+    _expect("__metadata__", texts, {"prompts"}, {"metadata"})
+    prompts = _list_of(str, "prompts", texts["prompts"], number)
+    return prompts, _list_of(dict, "metadata", texts["metadata"], len(prompts)) if "metadata" in texts else None
 
 
 def _expect(what: str, got: Mapping[str, Any], required: set[str], optional: set[str] = frozenset()) -> None:

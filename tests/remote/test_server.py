@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from flow_grpo.remote import server as reward_server
-from flow_grpo.remote.wire import decode_score, encode_batch
+from flow_grpo.remote.wire import decode_faults, decode_score, encode_batch, encode_prompts, pack
 from tests.hostile_requests import BODY, IMAGES, PROMPTS, TOKEN, exchange, request
 from tests.moody_scorer import MoodyPool, MoodyScorer
 from tests.serving import served
@@ -66,6 +66,10 @@ def test_health_needs_no_token(server):
     [
         (request(line="POST /scores HTTP/1.1"), 404, "POST /score"),
         (request(line="GET /score HTTP/1.1"), 405, "POST /score"),
+        (request(line="GET /check HTTP/1.1"), 405, "POST /check"),
+        (request(line="POST /check HTTP/1.1", Authorization=None), 401, "FLOW_GRPO_REWARD_TOKEN"),
+        (request(line="POST /check HTTP/1.1"), 400, "arrays may have"),
+        (request(pack({}, {"prompts": "[1]"}), "POST /check HTTP/1.1"), 400, "prompts must be a list of str"),
         (request(line="DELETE /score HTTP/1.1"), 405, "POST /score"),
         (request(Authorization=None), 401, "FLOW_GRPO_REWARD_TOKEN"),
         (request(Authorization=f"Bearer {TOKEN[:-1]}"), 401, "bearer token"),
@@ -94,6 +98,11 @@ def test_too_large_a_body_is_refused_before_it_is_read(server):
         assert connection.recv(65536).startswith(b"HTTP/1.1 413")
     answer = exchange(server.port, request(bytes(2**22)))  # and one that sends on all the same hears of it too
     assert answer[0] == 413 and "1048576 bytes, got 4194304" in reason(answer)
+
+
+def test_a_scorer_without_a_check_finds_no_fault_in_prompts(server):
+    status, _, body = exchange(server.port, request(encode_prompts(PROMPTS, None), "POST /check HTTP/1.1"))
+    assert status == 200 and decode_faults(body, len(PROMPTS)) == {}
 
 
 @pytest.mark.parametrize(("what", "text"), [("raise", "OSError: no mood for pictures"), ("nonsense", "no Score")])
