@@ -1,5 +1,6 @@
 """How whole runs on the tiny pipeline stop, by a signal or a scorer that fails, and go on."""
 
+import random
 import shutil
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_run import rollout_rows, state_of, timeless_rows
@@ -47,11 +49,12 @@ def stop_at_score(trainer, number):
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     finished_run, make_trainer, tmp_path, number, saved_at
 ):
+    random.seed(7), np.random.seed(7)  # as finished_run
     interrupted = make_trainer(tmp_path, keep_checkpoints=2)
     stop_at_score(interrupted, number)
     interrupted.train()
     assert list_checkpoints(tmp_path)[-1].name == f"checkpoint-{saved_at:06d}"
-    torch.manual_seed(12345)  # a new process would not have the old one's random state either
+    random.seed(99), np.random.seed(99), torch.manual_seed(99)  # a new process has not the old one's random states
     make_trainer(tmp_path, keep_checkpoints=2, resume_from="latest").train()
     assert timeless_rows(tmp_path) == timeless_rows(finished_run.run_dir)
     final = "checkpoint-000003"
