@@ -29,7 +29,7 @@ def then(future: Future, function: Callable[[Any], Any]) -> Future:
 
 def all_of(futures: Sequence[Future]) -> Future:
     """A future of the list of results, in order. If several fail, it raises the error of the first in the list."""
-    together, lock, num_left = Future(), threading.Lock(), len(futures)
+    together, lock, num_left, waiting = Future(), threading.Lock(), len(futures), list(futures)
 
     def count(_: Future) -> None:
         nonlocal num_left
@@ -38,9 +38,10 @@ def all_of(futures: Sequence[Future]) -> Future:
             if num_left:
                 return
         try:
-            together.set_result([future.result() for future in futures])
+            together.set_result([future.result() for future in waiting])
         except Exception as error:  # as above
             together.set_exception(error)
+        waiting.clear()  # each future refers to this function: a cycle would keep all of them until it is collected
 
     if not futures:
         together.set_result([])

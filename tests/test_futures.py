@@ -1,5 +1,7 @@
 """Futures: made one from another, and joined; what goes wrong in one is raised by those that follow."""
 
+import gc
+import weakref
 from concurrent.futures import Future
 
 import pytest
@@ -45,3 +47,23 @@ def test_of_several_errors_the_first_in_order_is_raised_and_only_when_all_are_do
     futures[0].set_result(1)
     with pytest.raises(ValueError, match="second"):
         together.result(timeout=0)
+
+
+def test_what_is_done_is_forgotten_without_a_garbage_collection():
+    """A reader ends its workers when it is forgotten, and the futures of its batches refer to it."""
+
+    class Reader:
+        def finished(self, results):
+            return results
+
+    reader, futures = Reader(), [Future(), Future()]
+    forgotten, together = weakref.ref(reader), then(all_of(futures), reader.finished)
+    gc.disable()
+    try:
+        for future in futures:
+            future.set_result("lines")
+        assert together.result(timeout=0) == ["lines"] * 2
+        del reader, future, futures, together
+        assert forgotten() is None
+    finally:
+        gc.enable()

@@ -55,7 +55,7 @@ def worker_ids(parent=None):
 
 def wait_until(condition):
     """The limit only ends a test that would fail."""
-    for _ in range(600):
+    for _ in range(6000):
         if condition():
             return
         time.sleep(0.05)
@@ -202,19 +202,31 @@ def test_worker_that_is_stopped_in_the_middle_of_its_answer_costs_at_most_its_im
         assert texts(reader.submit(greys(51, 204, 102)).result()) == ["51", "204", "102"]
 
 
-@pytest.mark.parametrize("mood", ["die", "stop"])
-def test_worker_lost_while_it_is_built_costs_nothing(mood, tmp_path, monkeypatch):
-    monkeypatch.setattr(process, "REBUILD_TIMEOUT", 5.0)
-    engine = MoodyEngine(tmp_path, build_moods=["well", mood, "well"])
+def num_builds(engine):
+    return len(engine.tries("build").read_bytes())
+
+
+def test_worker_that_dies_while_it_is_built_costs_nothing(tmp_path):
+    engine = MoodyEngine(tmp_path, build_moods=["well", "die", "well"])
     with make_reader(engine, num_workers=2) as reader:
         assert texts(reader.submit(greys(51, 204, 102)).result()) == ["51", "204", "102"]
-        wait_until(lambda: len(engine.tries("build").read_bytes()) == 3)
+        wait_until(lambda: num_builds(engine) == 3)
+
+
+def test_worker_that_is_stopped_while_it_is_built_costs_nothing(tmp_path, monkeypatch):
+    # on a busy machine one that is not stopped may take as long: it is ended and built again, too
+    monkeypatch.setattr(process, "REBUILD_TIMEOUT", 5.0)
+    monkeypatch.setattr(process, "NUM_BUILDS", 20)
+    engine = MoodyEngine(tmp_path, build_moods=["well", "stop", "well"])
+    with make_reader(engine, num_workers=2) as reader:
+        assert texts(reader.submit(greys(51, 204, 102)).result()) == ["51", "204", "102"]
+        wait_until(lambda: num_builds(engine) >= 3)
 
 
 def test_the_other_workers_go_on_without_one_that_cannot_be_replaced(tmp_path, caplog):
     engine = MoodyEngine(tmp_path, {204: ["die"]}, build_moods=["well", "well", "raise"])
     with make_reader(engine, num_workers=2) as reader, caplog.at_level(logging.WARNING):
-        wait_until(lambda: len(engine.tries("build").read_bytes()) == 2)
+        wait_until(lambda: num_builds(engine) == 2)
         assert texts(reader.submit(greys(51, 204, 102)).result()) == ["51", "204", "102"]
         assert "could not be replaced (OSError: no mood for build); the others go on without it" in caplog.text
         assert texts(reader.submit(greys(51, 102)).result()) == ["51", "102"]
@@ -260,8 +272,9 @@ def test_batch_survives_the_killing_of_a_worker(pool, words):
     first.result()  # the workers are now at the rest
     os.kill(min(before), signal.SIGKILL)
     assert texts(rest.result()) == WORDS * 3
-    assert texts(pool.submit(words).result()) == WORDS
-    assert len(before) == len(worker_ids()) == 2 and len(before & worker_ids()) == 1
+    # a worker that was idle is replaced when its thread takes an image, which may be none of the next batch
+    wait_until(lambda: texts(pool.submit(words).result()) == WORDS and len(worker_ids()) == 2)
+    assert len(before) == 2 and len(before & worker_ids()) == 1
 
 
 def test_submit_returns_before_anything_is_read(tmp_path):
@@ -271,7 +284,7 @@ def test_submit_returns_before_anything_is_read(tmp_path):
 
 def test_closed_reader_fails_what_waits_and_leaves_no_process(tmp_path):
     before = worker_ids()
-    reader = make_reader(MoodyEngine(tmp_path, {51: ["hang"]}), num_workers=2)
+    reader = make_reader(MoodyEngine(tmp_path, {51: ["hang"] * 2}), num_workers=2)  # both batches wait for theirs
     waiting = [reader.submit(greys(51, 102, 153)) for _ in range(2)]
     started = worker_ids() - before
     reader.close()
@@ -291,8 +304,8 @@ def test_forgotten_reader_ends_its_workers_but_not_before_its_results_are_read(t
     gc.collect()
     assert texts(lines.result()) == ["51", "204"]
     del lines
-    gc.collect()
-    assert not is_running(worker)
+    # the thread that read the last image may hold the reader for a moment longer, and then ends the worker itself
+    wait_until(lambda: not is_running(worker))
 
 
 @both_kinds
