@@ -6,13 +6,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    gather_object,
-    parse_flag_from_env,
-)
+from accelerate.utils import gather_object, parse_flag_from_env
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.nn.parallel import DistributedDataParallel
 
 from flow_grpo.training.policies.load import WEIGHT_DTYPES
 from flow_grpo.training.shards import whole
@@ -31,9 +28,6 @@ class Distributed:
         self.accelerator = Accelerator(
             cpu=_stays_on_cpu(),
             mixed_precision=mixed_precision,
-            # Rollouts call the wrapped model without gradients. With broadcast buffers, every process would have to join
-            # each of these calls.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.scaler = self.accelerator.scaler  # scales the loss of fp16 training; None without fp16
         if joined and parse_flag_from_env("ACCELERATE_USE_FSDP"):
@@ -95,6 +89,9 @@ class Distributed:
             # Also the outermost layers, which FSDP2 would keep whole after a forward pass: the next pass would then not
             # see weights that were exchanged in between, for the average or for the base model.
             network.set_reshard_after_forward(True)
+        if isinstance(network, DistributedDataParallel):
+            # Rollouts call the network without gradients. DDP would send its buffers, which never change, at each call.
+            network.forward_sync_buffers = False
         return network, optimizer
 
     def begin_accumulation(self, num_passes: int) -> None:

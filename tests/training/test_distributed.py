@@ -48,6 +48,7 @@ def two(kind, tmp_path_factory, process_environment):
 def test_the_launched_processes_are_really_two_and_share_the_weights_as_asked(kind, one, two):
     assert [seen["num_processes"] for seen in two] == [2, 2] and one["num_processes"] == 1
     assert all((seen["module"], seen["parameter"]) == KINDS[kind] for seen in two)
+    assert not any(seen["sends_buffers"] for seen in two)
     assert one["module"] == "SD3Transformer2DModel"
 
 
@@ -113,6 +114,7 @@ def test_a_run_goes_on_with_other_processes_and_another_way_to_share_the_weights
         fields |= {"run_dir": tmp_path / "run", "resume_from": "latest" if epoch > 1 else ""}
         flags = [f"--config.{name}={value}" for name, value in fields.items()]
         done = run([*launcher, "train_sd3.py", "--config", "tests/training/tiny_run.py", *flags], process_environment)
+        assert "FutureWarning" not in done.stderr
         if epoch > 1:
             earlier = 3 - num_processes
             assert f"num_gpus {num_processes} (was {earlier})" in done.stdout

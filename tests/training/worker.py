@@ -69,6 +69,7 @@ def main(folder: Path, batch_size: int) -> None:
         {
             "num_processes": parts.distributed.num_processes,
             "module": type(parts.policy.forward_module).__name__,
+            "sends_buffers": getattr(parts.policy.forward_module, "forward_sync_buffers", False),
             "parameter": type(parts.policy.trainable_parameters()[0]).__name__,
             "prompts": [entry[0] for entry in in_training],
             "images": [entry[1] for entry in in_training],
