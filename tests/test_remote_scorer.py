@@ -3,6 +3,7 @@
 import logging
 import socket
 import threading
+import time
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
@@ -20,6 +21,7 @@ from flow_grpo.scorers import make_scorer
 from tests.hostile_requests import TOKEN
 from tests.moody_scorer import MoodyPool, MoodyScorer
 from tests.serving import served
+from tests.waiting import wait_until
 
 LEVELS = torch.randint(0, 256, (3, 3, 8, 12), generator=torch.Generator().manual_seed(0)) / 255
 PROMPTS = ["one", "zwei", "✓"]
@@ -57,7 +59,9 @@ def content_length(request):
 
 
 def http(status, body=b"", *headers):
-    return b"\r\n".join([b"HTTP/1.1 %d X" % status, *headers, b"Content-Length: %d" % len(body), b"", body])
+    """As the reward server answers: without the last header the next try might come before the connection is closed."""
+    length = b"Content-Length: %d" % len(body)
+    return b"\r\n".join([b"HTTP/1.1 %d X" % status, *headers, length, b"Connection: close", b"", body])
 
 
 def ok(reward=(0.0, 0.5, 1.0)):
@@ -122,7 +126,10 @@ def test_no_more_requests_at_a_time_than_connections():
     with served(scorer) as server:
         remote = RemoteScorer(server.url, num_connections=2)
         pending = [remote.submit(LEVELS, ["wait"] * 3) for _ in range(5)]
-        threading.Timer(0.3, scorer.released.set).start()
+        wait_until(lambda: scorer.num_waiting == 2)
+        time.sleep(0.2)  # in which the others would come
+        assert len(server.server_state.connections) == 2
+        scorer.released.set()
         assert len([score.result() for score in pending]) == 5
     assert scorer.num_waiting == 5 and scorer.most_at_once == 2
 
@@ -201,10 +208,11 @@ def test_answer_that_is_no_score_is_an_error(answer, reason):
 
 
 def test_server_that_stays_away_is_an_error_after_all_tries():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    with pytest.raises(RuntimeError, match=f"{url} gave no score in 3 tries, the last: ConnectError"):
-        RemoteScorer(url, retries=2)(LEVELS, PROMPTS)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # nobody else gets the port, and nobody listens
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(RuntimeError, match=f"{url} gave no score in 3 tries, the last: ConnectError"):
+            RemoteScorer(url, retries=2)(LEVELS, PROMPTS)
 
 
 def test_scorer_that_keeps_failing_is_an_error_with_its_reason():
@@ -218,8 +226,10 @@ def test_scorer_that_keeps_failing_is_an_error_with_its_reason():
 def test_answer_that_does_not_come_in_time_is_tried_again():
     scorer = MoodyPool()
     with served(scorer) as server:
-        with pytest.raises(RuntimeError, match="in 2 tries, the last: no answer within 0.2 s"):
-            RemoteScorer(server.url, timeout=0.2, retries=1)(LEVELS, ["wait"] * 3)
+        remote = RemoteScorer(server.url, timeout=1.0, retries=1)
+        remote(LEVELS, PROMPTS)  # the first batch takes longer: the client's libraries are still being imported
+        with pytest.raises(RuntimeError, match="in 2 tries, the last: no answer within 1 s"):
+            remote(LEVELS, ["wait"] * 3)
         scorer.released.set()
     assert scorer.num_waiting == 2
 
@@ -238,13 +248,11 @@ def test_server_that_drips_does_not_outlast_the_timeout(beginning):
                 connection.sendall(b"x")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=drip, args=(listener,))
-        thread.start()
+        threading.Thread(target=drip, args=(listener,), daemon=True).start()
         remote = RemoteScorer(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=0.5, retries=0)
         with pytest.raises(RuntimeError, match="in 1 tries, the last: no answer within 0.5 s"):
             remote(LEVELS, PROMPTS)
         over.set()
-        thread.join()
 
 
 def test_submit_gives_a_future():

