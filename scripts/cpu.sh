@@ -11,5 +11,6 @@ fi
 processes="${NUM_PROCESSES:-2}"
 export ACCELERATE_USE_CPU=true OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # exec: a signal to this script reaches the launcher
-exec python -m scripts.launch --config_file "$launch" --num_processes "$processes" \
+# port 0: a free one, so that several runs may start on one machine
+exec python -m scripts.launch --config_file "$launch" --num_processes "$processes" --main_process_port 0 \
     train_sd3.py --config config/grpo.py:"${RUN:-tiny_ocr_map}" --config.num_gpus="$processes" "$@"

@@ -11,5 +11,6 @@ if [[ ! -f "$launch" ]]; then
 fi
 gpus="${NUM_GPUS:-8}"
 # exec: a signal to this script reaches the launcher
-exec python -m scripts.launch --config_file "$launch" --num_processes "$gpus" \
+# port 0: a free one, so that several runs may start on one machine
+exec python -m scripts.launch --config_file "$launch" --num_processes "$gpus" --main_process_port 0 \
     train_sd3.py --config config/grpo.py:"${RUN:-ocr_map_sd3}" --config.num_gpus="$gpus" "$@"

@@ -35,7 +35,7 @@ def request(body=BODY, line="POST /score HTTP/1.1", **headers):
 def exchange(port, data):
     """Send bytes and nothing more; the answer's (status, headers, body), or None where there is none."""
     answer = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", port)) as connection:
         with suppress(OSError):  # refused before all of it was sent
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
@@ -51,7 +51,7 @@ def exchange(port, data):
 
 def vanish(port, data):
     """Send bytes and reset the connection."""
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port)) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         connection.sendall(data)
 

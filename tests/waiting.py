@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-SECONDS = 300  # only ends a test that would fail
+SECONDS = 1200  # only ends a test that would fail; below pytest's own limit, so that the test says what it waits for
 
 
 def wait_until(condition):

@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from flow_grpo.training.tracking import read_metrics
+from tests.serving import free_port
+from tests.waiting import wait_until
 
 SMALL = {
     **{"num_groups": 2, "group_size": 4, "batch_size": 2, "num_epochs": 1, "eval_every": 0},
@@ -39,7 +40,7 @@ def start(script, run_dir, environment, **fields):
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate()
     assert process.returncode == 0, output[-3000:]
 
 
@@ -57,7 +58,8 @@ def test_one_node_runs_on_two_processes(tmp_path, environment, kind):
 @pytest.mark.parametrize("kind", ["multi_node", "fsdp2"])
 def test_multi_node_joins_two_machines_under_slurm(tmp_path, environment, kind):
     environment |= {"KIND": kind}
-    environment |= {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"}
+    environment |= {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1", "MASTER_ADDR": "127.0.0.1"}
+    environment["MASTER_PORT"] = str(free_port())
     nodes = [start("multi_node.sh", tmp_path, environment | {"SLURM_NODEID": rank}) for rank in "01"]
     for node in nodes:
         finish(node)
@@ -88,23 +90,28 @@ def test_a_machine_without_a_gpu_is_refused_before_anything_is_loaded(environmen
 
 
 def test_signals_to_a_launch_script_end_the_run_as_one_process_ends_it(environment, tmp_path):
-    process = start("cpu.sh", tmp_path, environment, num_epochs=1000)
+    # the time within which signals count as one; on a busy machine two may come more than two seconds apart
+    (tmp_path / "sitecustomize.py").write_text(
+        "from flow_grpo.training import interrupt\ninterrupt.ONE_SIGNAL_SECONDS = 600.0\n"
+    )
+    environment["PYTHONPATH"] += f"{os.pathsep}{tmp_path}"
+    process = start("cpu.sh", tmp_path / "run", environment, num_epochs=1000)
     try:
-        deadline = time.monotonic() + 240
-        while not read_metrics(tmp_path) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        for number in (signal.SIGINT, signal.SIGTERM):  # within two seconds they count as one
+        wait_until(lambda: read_metrics(tmp_path / "run") or process.poll() is not None)
+        for number in (signal.SIGINT, signal.SIGTERM):
             process.send_signal(number)
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate()
     finally:
         process.kill()
     assert process.returncode == 0, output[-3000:]
-    assert output.splitlines()[-2].startswith(f"saved {tmp_path}/checkpoint-") and "Traceback" not in output
+    assert output.splitlines()[-2].startswith(f"saved {tmp_path}/run/checkpoint-") and "Traceback" not in output
 
 
 def test_a_launch_script_says_what_a_run_refuses_without_a_traceback(environment, tmp_path):
     process = start("cpu.sh", tmp_path, environment, batch_size=3)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate()
     assert process.returncode == 1 and "Traceback" not in output
-    said, last = filter(None, output.splitlines())
-    assert said.startswith("train_sd3.py: num_groups") and last.startswith("launch: process ") and "try batch" in last
+    *said, last = filter(None, output.splitlines())
+    assert last.startswith("launch: process ") and "try batch" in last
+    # process 0 says it, too, unless the launcher ends it first, because process 1 has failed
+    assert len(said) <= 1 and all(line.startswith("train_sd3.py: num_groups") for line in said)

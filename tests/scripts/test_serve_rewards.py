@@ -6,7 +6,6 @@ import re
 import signal
 import socket
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,8 @@ from serve_rewards import parse_arguments
 from flow_grpo.remote_scorer import RemoteScorer
 from flow_grpo.scorers import make_scorer
 from tests.hostile_requests import TOKEN, exchange, hostile_request, request, vanish
-from tests.serving import start_server, url_of
+from tests.serving import free_port, start_server, url_of
+from tests.waiting import wait_until
 
 MOODY = ["--scorer", "tests.moody_scorer:MoodyPool"]
 LEVELS = torch.randint(0, 256, (2, 3, 8, 12), generator=torch.Generator().manual_seed(0)) / 255
@@ -37,11 +37,6 @@ def start(request):
 
 def port_of(url):
     return int(url.rpartition(":")[2])
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def vitals(process):
@@ -151,9 +146,8 @@ def test_thousand_hostile_requests_each_get_a_reason_and_leave_no_trace(start):
             before = vitals(process)
     assert {status for _, status in kinds} == {400, 401, 404, 405, 411, 413, 415, 431} and len(kinds) >= 12
     assert process.poll() is None and opened(exchange(port, request())[2]) == opened(good)
-    deadline = time.monotonic() + 30
-    while (after := vitals(process))[2] > before[2] + 1 and time.monotonic() < deadline:
-        time.sleep(0.1)  # the server may not have noticed yet that the last client vanished
+    wait_until(lambda: vitals(process)[2] <= before[2] + 1)  # it may not have noticed yet that the last client vanished
+    after = vitals(process)
     # the bodies of these 700 take some 30 MiB; the allocator itself wanders by 2 or 3
     assert after[0] - before[0] < 8 and after[1] <= before[1] + 1 and after[2] <= before[2] + 1, (before, after)
     process.send_signal(signal.SIGINT)

@@ -12,6 +12,6 @@ def by_two_processes(kind):
 
 def run(command, environment):
     """What a Python with this command line printed; an error shows the end of it."""
-    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return done

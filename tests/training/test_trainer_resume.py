@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from tiny_run import rollout_rows, state_of, timeless_rows
 
 from flow_grpo.training.checkpoint import list_checkpoints, read_origin
 from flow_grpo.training.json_lines import read_rows
+from tests.waiting import wait_until
 
 
 def differences(one, other):
@@ -118,11 +118,9 @@ def start(run_dir, environment, *flags):
 def test_sigterm_to_a_real_run_saves_and_exits_cleanly_and_latest_goes_on(tmp_path, process_environment):
     process = start(tmp_path, process_environment, "--config.num_epochs=500")
     try:
-        deadline = time.monotonic() + 180
-        while not rollout_rows(tmp_path) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_until(lambda: rollout_rows(tmp_path) or process.poll() is not None)
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate()
     finally:
         process.kill()
     assert process.returncode == 0, output[-3000:]
@@ -134,7 +132,7 @@ def test_sigterm_to_a_real_run_saves_and_exits_cleanly_and_latest_goes_on(tmp_pa
 
     goes_on = ["--config.resume_from=latest", f"--config.num_epochs={num_done + 1}"]
     process = start(tmp_path, process_environment, *goes_on)
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate()
     assert process.returncode == 0, output[-3000:]
     assert [row["epoch"] for row in rollout_rows(tmp_path)] == list(range(num_done + 1))
     assert list_checkpoints(tmp_path)[-1].name == f"checkpoint-{num_done + 1:06d}"
@@ -203,9 +201,7 @@ def test_a_signal_in_an_update_saves_the_epochs_start_at_once(make_trainer, tmp_
     def slow(*arguments, **options):
         if options["title"] == "epoch 1: update":
             signal.raise_signal(signal.SIGTERM)
-            deadline = time.monotonic() + 60
-            while not list_checkpoints(tmp_path) and time.monotonic() < deadline:
-                time.sleep(0.05)
+            wait_until(lambda: list_checkpoints(tmp_path))
             found.extend(path.name for path in list_checkpoints(tmp_path))
         return run(*arguments, **options)
 
