@@ -8,7 +8,6 @@ from diffusers import FluxPipeline
 from flow_grpo.training.patches import places, unpatchify
 from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
 from flow_grpo.training.policies.lora_pipeline import PackedPipeline
-from flow_grpo.training.policies.schedule import linear_shift, scheduler_sigmas
 
 # Flow-GRPO's targets. The double blocks have all of them, for image and text. In the single blocks, where both run in one
 # stream, to_q, to_k and to_v are adapted; the MLP, which shares their output projection, is not.
@@ -51,10 +50,6 @@ class FluxPolicy(PackedPipeline):
 
     def num_tokens(self, prompt: str) -> int:
         return len(self.pipeline.tokenizer_2(prompt).input_ids)
-
-    def sigmas(self, num_steps: int) -> torch.Tensor:
-        scheduler, (rows, columns) = self.pipeline.scheduler, self.token_grid
-        return scheduler_sigmas(scheduler, num_steps, linear_shift(scheduler.config, rows * columns), self.device)
 
     def predict(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: PromptEmbeds) -> torch.Tensor:
         batch = len(latents)

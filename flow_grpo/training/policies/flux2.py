@@ -1,7 +1,6 @@
 """FLUX.2-dev and FLUX.2-klein as policies: any diffusers `Flux2Pipeline` or `Flux2KleinPipeline`."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Pipeline
@@ -11,7 +10,7 @@ from transformers import AutoTokenizer
 
 from flow_grpo.training.patches import places, unpatchify
 from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
-from flow_grpo.training.policies.lora_pipeline import PackedPipeline, num_chat_tokens
+from flow_grpo.training.policies.lora_pipeline import PackedPipeline, num_chat_tokens, pipeline_folder
 from flow_grpo.training.policies.schedule import scheduler_sigmas
 
 # The double blocks have all targets but the last, for image and text. The last target is in the single blocks: one
@@ -78,7 +77,7 @@ class TokenizerPipeline(Flux2Pipeline):
 
     @classmethod
     def from_pretrained(cls, model, **options) -> Flux2Pipeline:
-        folder = Path(model) if Path(model).is_dir() else Path(Flux2Pipeline.download(model))
+        folder = pipeline_folder(Flux2Pipeline, model)
         pipeline = Flux2Pipeline.from_pretrained(folder, tokenizer=None, **options)
         pipeline.register_modules(tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"))
         return pipeline

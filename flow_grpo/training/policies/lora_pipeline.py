@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from flow_grpo.training.image_size import Resolution, image_size
 from flow_grpo.training.policies.adapter import FullAdapter, LoraAdapter
 from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
+from flow_grpo.training.policies.schedule import linear_shift, scheduler_sigmas
 
 # A block has graphs of its own with and without the adapter, and for each size of images; of SD3.5's three kinds of blocks
 # there are 7 graphs per size. torch runs a block uncompiled, and says nothing, once it has 8. No run reaches this number.
@@ -23,8 +24,8 @@ RECOMPILE_LIMIT = 1_000_000
 class LoraPipeline:
     """The part of a `Policy` that is the same in every family.
 
-    A family adds the attributes below, and `latent_shape`, `encode_prompts`, `sigmas`, `predict` and `to_tokens`. If its
-    VAE needs it, it has its own `decode`. The frozen weights keep the pipeline's dtype; the adapter and the VAE are fp32.
+    A family adds the attributes below, and `latent_shape`, `encode_prompts`, `predict` and `to_tokens`. Where its scheduler
+    or its VAE needs it, it has its own `sigmas` or `decode`. The frozen weights keep the pipeline's dtype; the adapter and the VAE are fp32.
     Raises ValueError where the resolution is not a whole number of tokens.
     """
 
@@ -81,6 +82,10 @@ class LoraPipeline:
     def num_tokens(self, prompt: str) -> int:
         """See `Policy`. A family whose pipeline writes words around a prompt, or has several tokenizers, counts otherwise."""
         return len(self.pipeline.tokenizer(prompt).input_ids)
+
+    def sigmas(self, num_steps: int) -> torch.Tensor:
+        scheduler, (rows, columns) = self.pipeline.scheduler, self.token_grid
+        return scheduler_sigmas(scheduler, num_steps, linear_shift(scheduler.config, rows * columns), self.device)
 
     def predict(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: PromptEmbeds) -> torch.Tensor:
         """The model's velocity (B, ...) in fp32, before guidance. embeds: one prompt per latent."""
@@ -163,6 +168,11 @@ class PackedPipeline(LoraPipeline):
 
     def to_tokens(self, latents: torch.Tensor) -> torch.Tensor:
         return latents
+
+
+def pipeline_folder(pipeline_class: type[DiffusionPipeline], model: str) -> Path:
+    """The folder of a pipeline. model: the folder itself, or a hub id, which is downloaded unless the cache has it."""
+    return Path(model) if Path(model).is_dir() else Path(pipeline_class.download(model))
 
 
 def padded_embeds(tokens: torch.Tensor, mask: torch.Tensor | None, length: int) -> PromptEmbeds:

@@ -8,7 +8,6 @@ from diffusers import QwenImagePipeline
 from flow_grpo.training.patches import unpatchify
 from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
 from flow_grpo.training.policies.lora_pipeline import PackedPipeline, padded_embeds
-from flow_grpo.training.policies.schedule import linear_shift, scheduler_sigmas
 
 TEXT_TARGETS = ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"]
 LORA_TARGETS = [
@@ -63,10 +62,6 @@ class QwenImagePolicy(PackedPipeline):
         pipeline = self.pipeline
         tokens = pipeline.tokenizer(pipeline.prompt_template_encode.format(prompt)).input_ids
         return len(tokens) - pipeline.prompt_template_encode_start_idx
-
-    def sigmas(self, num_steps: int) -> torch.Tensor:
-        scheduler, (rows, columns) = self.pipeline.scheduler, self.token_grid
-        return scheduler_sigmas(scheduler, num_steps, linear_shift(scheduler.config, rows * columns), self.device)
 
     def predict(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: PromptEmbeds) -> torch.Tensor:
         batch = len(latents)

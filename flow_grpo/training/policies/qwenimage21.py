@@ -11,9 +11,9 @@ from transformers import AutoTokenizer, Qwen3VLProcessor
 from flow_grpo.training.image_size import Resolution, image_size
 from flow_grpo.training.patches import unpatchify
 from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
-from flow_grpo.training.policies.lora_pipeline import PackedPipeline, padded_embeds
+from flow_grpo.training.policies.lora_pipeline import PackedPipeline, padded_embeds, pipeline_folder
 from flow_grpo.training.policies.qwenimage import vae_latents
-from flow_grpo.training.policies.schedule import linear_shift, scheduler_sigmas
+from flow_grpo.training.policies.schedule import linear_shift
 
 LORA_TARGETS = [
     *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
@@ -47,7 +47,7 @@ class TextToImagePipeline(QwenImage21Pipeline):
 
     @classmethod
     def from_pretrained(cls, model, **options) -> QwenImage21Pipeline:
-        folder = Path(model) if Path(model).is_dir() else Path(QwenImage21Pipeline.download(model))
+        folder = pipeline_folder(QwenImage21Pipeline, model)
         processor = PromptProcessor(folder / "processor")
         pipeline = QwenImage21Pipeline.from_pretrained(folder, processor=processor, **options)
         # The published class, for the model_index.json that a run writes.
@@ -144,16 +144,15 @@ class QwenImage21Policy(PackedPipeline):
         The pipeline takes the latter whatever number of steps it is asked for. Here another number raises ValueError.
         """
         scheduler, own = self.pipeline.scheduler, self.pipeline.config.sample_sigmas
-        rows, columns = self.token_grid
-        shift = linear_shift(scheduler.config, rows * columns)
         if own is None:
-            return scheduler_sigmas(scheduler, num_steps, shift, self.device)
+            return super().sigmas(num_steps)
         if num_steps != len(own):
             raise ValueError(
                 f"num_steps={num_steps}, but this model brings the sigmas of {len(own)} steps (sample_sigmas); set "
                 f"sample.num_steps and sample.eval_num_steps to {len(own)}"
             )
-        scheduler.set_timesteps(sigmas=own, mu=shift, device=self.device)
+        rows, columns = self.token_grid
+        scheduler.set_timesteps(sigmas=own, mu=linear_shift(scheduler.config, rows * columns), device=self.device)
         return scheduler.sigmas.clone().float()
 
     def predict(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: PromptEmbeds) -> torch.Tensor:

@@ -9,7 +9,6 @@ from torch.nn.utils.rnn import pad_sequence
 from flow_grpo.training.patches import patchify
 from flow_grpo.training.policies.base import PolicySettings, PromptEmbeds
 from flow_grpo.training.policies.lora_pipeline import LoraPipeline, num_chat_tokens, padded_embeds
-from flow_grpo.training.policies.schedule import linear_shift, scheduler_sigmas
 
 LORA_TARGETS = [
     *("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0"),
@@ -72,10 +71,6 @@ class ZImagePolicy(LoraPipeline):
 
     def num_tokens(self, prompt: str) -> int:
         return num_chat_tokens(self.pipeline.tokenizer, prompt, enable_thinking=True)
-
-    def sigmas(self, num_steps: int) -> torch.Tensor:
-        scheduler, (rows, columns) = self.pipeline.scheduler, self.token_grid
-        return scheduler_sigmas(scheduler, num_steps, linear_shift(scheduler.config, rows * columns), self.device)
 
     def predict(self, latents: torch.Tensor, sigma: torch.Tensor, embeds: PromptEmbeds) -> torch.Tensor:
         self._batch_size = len(latents)
