@@ -17,6 +17,9 @@ from .targets import Normalisation, edit_distance
 
 # At most this many lines are tried as parts of one target: those that share the most letters with it.
 _MAX_LINES = 256
+# A longer line may only be a whole target: twice what a prompt may ask for, and more than any image shows in a line. The time to
+# compare a line with every span grows with the line.
+_LONGEST_LINE = 2_000
 
 
 class Part(NamedTuple):
@@ -99,12 +102,14 @@ class TargetLines:
         """
         best: dict[int, Rendering] = {}
         surest, tried = {}, {}  # by target
+        short = [line for line in lines if len(self._texts[line]) <= _LONGEST_LINE]
         for target in targets:
             useful = [line for line in lines if self._is_useful(target, line)]
             best[target] = self._best_line(target, useful)
             # no rendering can beat the confidence of its surest line
             surest[target] = max((self._confidences[line] for line in useful), default=0.0)
-            tried[target] = self._likeliest(target, useful) if len(useful) > _MAX_LINES else lines
+            parts = [line for line in useful if len(self._texts[line]) <= _LONGEST_LINE]
+            tried[target] = self._likeliest(target, parts) if len(parts) > _MAX_LINES else short
         rising = list(targets)
         while rising := [target for target in rising if reward_of(best[target]) < surest[target] - TIE]:
             prices = {target: reward_of(best[target]) for target in rising}

@@ -43,3 +43,12 @@ def test_targets_side_by_side_are_rendered_like_each_alone():
         alone = TargetLines([targets[target]], texts, [0.9] * len(texts), [[] for _ in texts], "flow_grpo")
         assert rendering == alone.best_renderings([0], range(len(texts)))[0]
     assert [[part.line for part in rendering] for rendering in together.values()] == [[0, 2], [0, 1, 4], [3, 5]]
+
+
+@pytest.mark.parametrize(("length", "lines"), [(2_000, [0, 1]), (2_001, [1]), (10**6, [0])])
+def test_a_line_longer_than_any_image_shows_is_a_whole_target_or_none(length, lines):
+    """Compared with every span, a line of a million characters would take minutes."""
+    words = [letter * 5 for letter in "abcdefghijkl"]
+    texts = [words[0], "".join(words[1:]).rjust(length, "x")]
+    fits = TargetLines([" ".join(words)], texts, [0.1, 1.0], [[], []], "flow_grpo")
+    assert [part.line for part in fits.best_renderings([0], [0, 1])[0]] == lines
