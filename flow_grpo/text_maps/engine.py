@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from ..option_types import checked_options
+from .character_places import place_characters
 from .paddle import load_paddleocr
 from .tesseract import load_tesseract
 
@@ -117,7 +118,7 @@ class RapidOcr:
         self._ocr = rapidocr.RapidOCR(params=params)
         self._characters = characters
         # RapidOCR's own word boxes drop the spaces but keep their confidences, so words get each other's confidences
-        self._ocr.cal_rec_boxes = _place_characters
+        self._ocr.cal_rec_boxes = place_characters
 
     @staticmethod
     def _weights() -> tuple[str, str]:
@@ -237,30 +238,6 @@ def _start_first(quad: np.ndarray) -> np.ndarray:
     quad = np.asarray(quad, dtype=np.float32)
     top, right, bottom, left = np.linalg.norm(np.roll(quad, -1, axis=0) - quad, axis=1).astype(int)  # rounds as they do
     return np.roll(quad, -1, axis=0) if max(right, left) >= 1.5 * max(top, bottom) else quad
-
-
-def _place_characters(crops, boxes, recognised, single):
-    """Replaces RapidOCR's word boxes: gives each character of each line, with its confidence and its (start, end)."""
-    recognised.word_results = [
-        list(zip(text, words.confs, _extents(text, sum(words.word_cols, []), words.line_txt_len), strict=True))
-        for text, words in zip(recognised.txts, recognised.word_results, strict=True)
-    ]
-    return recognised
-
-
-def _extents(text: str, columns: list[int], num_columns: float) -> list[tuple[float, float]]:
-    """Where each character of a line begins and ends, as shares of the line.
-
-    columns: the recogniser's (CTC) column of each character that is not a space; the line has num_columns of them. A
-    character reaches half-way to its neighbours. Spaces have no column; they are spread evenly between their neighbours.
-    """
-    order = np.arange(len(text))
-    seen = [not character.isspace() for character in text]
-    centres = np.interp(order, order[seen], (np.array(columns) + 0.5) / num_columns)
-    edges = (centres[1:] + centres[:-1]) / 2
-    first, last = (2 * centres[0] - edges[0], 2 * centres[-1] - edges[-1]) if len(edges) else (0, 1)
-    edges = np.clip([first, *edges, last], 0, 1).tolist()
-    return list(zip(edges, edges[1:]))
 
 
 _ENGINES: dict[str, Callable[..., OcrEngine]] = {
