@@ -30,6 +30,8 @@ class OcrMapScorer:
     engine: "rapidocr", "paddleocr", or an OcrEngine.
     engine_options: options of an engine that is given by its name.
     num_workers: number of processes that read, each with its own engine; 0 reads in this process.
+    min_contrast: in [0, 255], grey levels. A line that stands out less from its ground has confidence 0, because nobody can
+        see it (text_maps.contrast). At 0 every line counts that the engine reads; 16 loses no text that people read easily.
     normalisation: what a comparison leaves out, "flow_grpo" or "unicode" (see text_maps.targets.normalise).
     reward_bg: in [0, 1]; 0.5 is neutral.
     mask_sigma: sigma of the soft edge, as a share of the box's height. At 0.125 the edge fades over half a height, and the
@@ -66,6 +68,7 @@ class OcrMapScorer:
         normalisation: Normalisation = "flow_grpo",
         num_workers: int = 0,
         engine_options: Mapping[str, Any] | None = None,
+        min_contrast: float = 0.0,
     ):
         if not 0 <= reward_bg <= 1:
             raise ValueError(f"reward_bg must lie in [0, 1], got {reward_bg}; 0.5 is neutral")
@@ -83,7 +86,7 @@ class OcrMapScorer:
         if per_character and isinstance(engine, str):  # an OcrEngine was built with or without them
             options["characters"] = True
         self._prompts = PromptReader(engine, options, normalisation)
-        self._reader = make_reader(engine, num_workers, **options)
+        self._reader = make_reader(engine, num_workers, **options, min_contrast=min_contrast)
         self._judge = BoxJudge(reward_bg, missing_penalty, repeat_penalty, extra_penalty, per_character, normalisation)
         self._reward_bg = reward_bg
         self._mask_sigma = mask_sigma

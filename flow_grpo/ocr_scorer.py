@@ -35,6 +35,8 @@ class OcrScorer:
     engine: "rapidocr", "paddleocr", or an OcrEngine.
     engine_options: options of an engine that is given by its name.
     num_workers: number of processes that read, each with its own engine; 0 reads in this process.
+    min_contrast: in [0, 255], grey levels. A line that stands out less from its ground has confidence 0, because nobody can
+        see it (text_maps.contrast). At 0 every line counts that the engine reads; 16 loses no text that people read easily.
     normalisation: what a comparison leaves out, "flow_grpo" or "unicode" (see text_maps.targets.normalise).
     details: "exact", the share of targets that are the image's whole text. read: the lines of each image.
 
@@ -52,9 +54,11 @@ class OcrScorer:
         normalisation: Normalisation = "flow_grpo",
         num_workers: int = 0,
         engine_options: Mapping[str, Any] | None = None,
+        min_contrast: float = 0.0,
     ):
-        self._prompts = PromptReader(engine, engine_options or {}, normalisation)
-        self._reader = make_reader(engine, num_workers, **(engine_options or {}))
+        options = dict(engine_options or {})
+        self._prompts = PromptReader(engine, options, normalisation)
+        self._reader = make_reader(engine, num_workers, **options, min_contrast=min_contrast)
         self._normalisation = normalisation
 
     def __call__(

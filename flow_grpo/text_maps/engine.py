@@ -13,6 +13,7 @@ import numpy as np
 
 from ..option_types import checked_options
 from .character_places import place_characters
+from .contrast import VisibleText
 from .paddle import load_paddleocr
 from .tesseract import load_tesseract
 
@@ -248,11 +249,17 @@ _ENGINES: dict[str, Callable[..., OcrEngine]] = {
 }
 
 
-def make_engine(engine: str | OcrEngine, **options) -> OcrEngine:
+def make_engine(engine: str | OcrEngine, min_contrast: float = 0.0, **options) -> OcrEngine:
     """Build an engine from its name and its class's options. An OcrEngine is returned as it is.
 
+    min_contrast: above 0, of 255 grey levels: a line of any engine that stands out less has confidence 0 (`VisibleText`).
     Raises ValueError for an unknown name or option, and ImportError if the engine's package is missing.
     """
+    built = _built(engine, options)
+    return VisibleText(built, min_contrast) if min_contrast else built
+
+
+def _built(engine: str | OcrEngine, options: dict) -> OcrEngine:
     if isinstance(engine, type):
         kind = engine.__name__
         raise ValueError(f"{kind} is the class of an engine; give an object of it, {kind}(...)")
