@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 class PromptCache:
     """Takes the place of a policy's `encode_prompts`.
 
-    encode: the policy's own `encode_prompts`. device: where it puts its embeddings.
+    encode: the policy's own `encode_prompts`, which is asked for all that is missing at once: with `offload` the text
+        encoders then come to the device once. device: where it puts its embeddings.
     identity: a text of everything else that the embeddings depend on: the model's weights, the length, the precision.
     max_bytes: how many bytes of embeddings CPU memory keeps; the longest unused leave first.
     folder: where each embedding is also written, one safetensors file per prompt. The processes of a run and later runs
@@ -44,12 +45,13 @@ class PromptCache:
         """The embeddings of prompts, one row each, on the encoder's device."""
         unique = list(dict.fromkeys(prompts))
         rows = {prompt: row for prompt in unique if (row := self._find(prompt)) is not None}
-        for prompt in unique:
-            if prompt not in rows:
-                # One prompt at a time: the last bit depends on the batch, and a resumed run would have other batches.
-                rows[prompt] = self._encode([prompt]).map(lambda tensor: tensor.cpu().clone())
-                self._keep(prompt, rows[prompt])
-                self._write(prompt, rows[prompt])
+        missing = [prompt for prompt in unique if prompt not in rows]
+        encoded = self._encode(missing) if missing else None
+        for row, prompt in enumerate(missing):
+            # A clone: a slice would keep the others in memory.
+            rows[prompt] = encoded[row : row + 1].map(lambda tensor: tensor.cpu().clone())
+            self._keep(prompt, rows[prompt])
+            self._write(prompt, rows[prompt])
         # Each row goes to the device once; siblings repeat it there.
         index = {prompt: row for row, prompt in enumerate(unique)}
         embeds = PromptEmbeds.cat(rows[prompt] for prompt in unique).map(self._to_device)

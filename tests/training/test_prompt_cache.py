@@ -39,7 +39,7 @@ def test_each_prompt_is_encoded_once_in_whatever_company(encoder):
     encode = cache(encoder)
     for prompts in (["1", "2"], ["2", "3", "2"], ["3", "1"]):
         check(encode(prompts), prompts)
-    assert encoder.asked == [["1"], ["2"], ["3"]]
+    assert encoder.asked == [["1", "2"], ["3"]]
 
 
 def test_the_longest_unused_leave_a_full_memory_first(encoder):
@@ -55,7 +55,7 @@ def test_without_memory_everything_is_encoded_again_and_right(encoder):
     encode = cache(encoder, rows=0)
     for _ in range(2):
         check(encode(["1", "2", "1"]), ["1", "2", "1"])
-    assert encoder.asked == [["1"], ["2"]] * 2
+    assert encoder.asked == [["1", "2"]] * 2
 
 
 def test_a_folder_serves_later_runs(encoder, tmp_path):

@@ -102,7 +102,7 @@ class Policy(Protocol):
         """From now on draw images of this size: a side, or (height, width), in pixels."""
 
     def encode_prompts(self, prompts: list[str]) -> PromptEmbeds:
-        """The frozen text encoders' embeddings of prompts."""
+        """The frozen text encoders' embeddings of prompts. Those of a prompt are the same to the bit in any company."""
 
     def num_tokens(self, prompt: str) -> int:
         """The tokens of a prompt, with all that counts towards max_sequence_length, before any is cut off."""

@@ -46,6 +46,7 @@ class LoraPipeline:
         pipeline.vae.enable_slicing()  # one image at a time: in fp32 the decoder's activations are large
         for component in self._modules():
             component.requires_grad_(False).eval()
+        self.encode_prompts = _one_by_one(self.encode_prompts)
         if settings.offload:
             self.network.to(self.device)
             self._let_others_wait()
@@ -195,6 +196,19 @@ def num_chat_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, enable_thin
     message = {"role": "user", "content": prompt}
     options = dict(tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking)
     return len(tokenizer(tokenizer.apply_chat_template([message], **options)).input_ids)
+
+
+def _one_by_one(encode: Callable[[list[str]], PromptEmbeds]) -> Callable[[list[str]], PromptEmbeds]:
+    """The same function, with each prompt in a batch of its own.
+
+    The last bit of an embedding depends on its batch, and a resumed run may have other batches.
+    """
+
+    @wraps(encode)
+    def run(prompts: list[str]) -> PromptEmbeds:
+        return PromptEmbeds.cat(encode([prompt]) for prompt in prompts)
+
+    return run
 
 
 def _awake(function: Callable, parts: list[nn.Module], device: torch.device) -> Callable:
