@@ -98,6 +98,7 @@ class FullAdapter:
         self.network.requires_grad_(True)
         for name in frozen:
             self.network.get_submodule(name).requires_grad_(False)
+        self._config = self.network.to_json_string()  # with the name of its class, which FSDP2 will change
         self._base: list[torch.Tensor] | None = None  # the base weights, this process's parts of them
 
     @contextmanager
@@ -138,7 +139,7 @@ class FullAdapter:
     def save(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         """Write a folder that `from_pretrained` of the transformer's class reads."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.network.save_config(folder)
+        (folder / self.network.config_name).write_text(self._config, encoding="utf-8")
         tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
