@@ -75,6 +75,14 @@ class StopRequest:
         self._restore()
 
 
+def end_by_itself() -> None:
+    """From now on SIGTERM does nothing. A launcher sends it to the others once a process has failed, and kills 30 s later.
+
+    In the meantime they finish, and say why they end.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def keep_printing() -> None:
     """From now on printing never raises because stdout or stderr is gone, as after a closed terminal or the end of `| tee`."""
     sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)

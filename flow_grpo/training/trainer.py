@@ -14,7 +14,7 @@ from flow_grpo.training.banner import banner
 from flow_grpo.training.best import save_best
 from flow_grpo.training.build import Parts
 from flow_grpo.training.evaluation import evaluate
-from flow_grpo.training.interrupt import StopRequest
+from flow_grpo.training.interrupt import StopRequest, end_by_itself
 from flow_grpo.training.records import Credit, Scored
 from flow_grpo.training.resume import set_damaged_aside
 from flow_grpo.training.rollout import SDE, draw_window, rollout
@@ -50,6 +50,8 @@ class Trainer:
             self.tracker.report(base.get_config().to_dict())
             self.tracker.finish()
         except Exception:
+            if self.distributed.num_processes > 1:
+                end_by_itself()
             self.tracker.finish(failed=True)
             raise
         finally:

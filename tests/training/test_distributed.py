@@ -177,10 +177,23 @@ def test_fsdp2_trains_all_weights_as_one_process_does(make_trainer, tmp_path, pr
     assert_same_change(*(torch.load(path / "state.pt", weights_only=True)["transformer"] for path in paths))
 
 
-def run_that_fails(folder, options, environment):
-    """A run of two processes whose reward fails by the options; what the launcher printed."""
+# The main process is the last: it has a run to finish, and the launcher has already turned to it.
+SLOW_END = """
+import os, time, psutil
+from flow_grpo.training.tracking import RunTracker
+finish = RunTracker.finish
+def finish_last(self, failed=False):
+    psutil.wait_procs([each for each in psutil.Process(os.getppid()).children() if each.pid != os.getpid()])
+    time.sleep(1)
+    finish(self, failed)
+RunTracker.finish = finish_last
+"""
+
+
+def run_that_fails(folder, options, environment, before=""):
+    """A run of two processes whose reward fails by the options; what the launcher printed. before: code of each process."""
     (folder / "failing_config.py").write_text(
-        "from tiny_run import REWARD, get_config as tiny\n"
+        f"{before}from tiny_run import REWARD, get_config as tiny\n"
         "def get_config():\n"
         "    config = tiny()\n"
         "    config.num_gpus, config.batch_size, config.eval_every, config.save_every = 2, 2, 0, 100\n"
@@ -195,7 +208,7 @@ def run_that_fails(folder, options, environment):
 
 
 def test_a_scorer_that_fails_in_one_process_ends_the_run_of_all_with_its_error(tmp_path, process_environment):
-    said = run_that_fails(tmp_path, {"fails_after": 2, "fails_in": "1"}, process_environment)
+    said = run_that_fails(tmp_path, {"fails_after": 2, "fails_in": "1"}, process_environment, SLOW_END)
     assert "the reward has failed" in said and "in another process of this run" in said
     assert list_checkpoints(tmp_path / "run") == []  # nothing was trained yet, and the mended run may take the folder
 
