@@ -126,7 +126,9 @@ def test_a_run_goes_on_without_wandb_where_its_process_is_killed(tmp_path, caplo
     monkeypatch.setenv("WANDB_MODE", "offline")
     tracker = RunTracker(tmp_path, "flow_grpo_tests", {})
     tracker.log({"rollout/reward_mean": 0.5}, 0)
-    wandb_process().kill()
+    process = wandb_process()
+    process.kill()
+    process.wait()  # until then it may still take a row
     for epoch in (1, 2, 3):
         tracker.log({"rollout/reward_mean": 0.5}, epoch)
     tracker.log_samples("eval/samples", SAMPLES, 3)
