@@ -1,6 +1,7 @@
 """Shared by all tests: the real OCR engine, loaded once, and images of drawn text."""
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,11 @@ from PIL import Image, ImageDraw, ImageFont
 from flow_grpo.text_maps.engine import make_engine
 
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_runtest_setup():
+    """Before a test's fixtures are made: what it draws does not depend on the tests that ran before it."""
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
