@@ -14,7 +14,6 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from config.command_line import parse
 from config.options import help_text
 from config.validation import resolve
-from flow_grpo.training.distributed import Distributed
 from flow_grpo.training.interrupt import keep_printing
 
 ROOT = Path(__file__).parent
@@ -26,6 +25,8 @@ def main(arguments: list[str]) -> None:
     if {"--help", "-h"} & set(arguments):
         print(help_text())
         return
+    from flow_grpo.training.distributed import Distributed  # brings diffusers, which the help does not wait for
+
     config, geometry = resolve(parse(arguments), Distributed.launched_processes())
     # The trainer brings diffusers and the rest; what is wrong with a configuration is said before.
     from flow_grpo.training.build import build
@@ -51,5 +52,7 @@ if __name__ == "__main__":
     except Exception as error:
         if not is_users(error):
             raise
+        from flow_grpo.training.distributed import Distributed
+
         # the launcher's last words hold the error of the process that failed first, also where that one is silent
         sys.exit(f"train_sd3.py: {error}" if Distributed.speaks() else 1)

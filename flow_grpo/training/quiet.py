@@ -18,6 +18,13 @@ class _NoiseFilter(logging.Filter):
         return not any(noise in message for noise in KNOWN_NOISE)
 
 
+def silence_import_noise() -> None:
+    """Call it before diffusers or transformers are imported. It imports neither; calling it twice changes nothing."""
+    _filter_once(
+        logging.getLogger("transformers.utils.import_utils")
+    )  # speaks of torchvision while others are imported
+
+
 def silence_known_noise() -> None:
     """Call it before the libraries load a model; calling it twice changes nothing."""
     from diffusers.utils import logging as diffusers_logging
@@ -28,5 +35,9 @@ def silence_known_noise() -> None:
     transformers_logging.disable_progress_bar()  # one per component; diffusers' bar counts the components
     for name in ("diffusers", "transformers"):
         for handler in logging.getLogger(name).handlers:
-            if not any(isinstance(each, _NoiseFilter) for each in handler.filters):
-                handler.addFilter(_NoiseFilter())
+            _filter_once(handler)
+
+
+def _filter_once(speaker: logging.Filterer) -> None:
+    if not any(isinstance(each, _NoiseFilter) for each in speaker.filters):
+        speaker.addFilter(_NoiseFilter())

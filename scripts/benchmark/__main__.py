@@ -11,17 +11,9 @@ import argparse
 import json
 from pathlib import Path
 
-from scripts.benchmark import maps as benchmark_maps
-from scripts.benchmark import ocr as benchmark_ocr
-from scripts.benchmark import profile as benchmark_profile
-from scripts.benchmark import step as benchmark_step
-from scripts.benchmark import train as benchmark_train
 from scripts.commands import parse_command
 
-COMMANDS = {
-    **{"step": benchmark_step, "ocr": benchmark_ocr, "maps": benchmark_maps, "train": benchmark_train},
-    "profile": benchmark_profile,
-}
+COMMANDS = {name: f"scripts.benchmark.{name}" for name in ("step", "ocr", "maps", "train", "profile")}
 
 
 def main() -> None:

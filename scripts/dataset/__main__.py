@@ -7,9 +7,8 @@ python -m scripts.dataset signs    # dataset/signs: captions of the signs world,
 """
 
 from scripts.commands import parse_command
-from scripts.dataset import ocr, ocr_zh, several, signs
 
-COMMANDS = {"ocr": ocr, "ocr_zh": ocr_zh, "several": several, "signs": signs}
+COMMANDS = {name: f"scripts.dataset.{name}" for name in ("ocr", "ocr_zh", "several", "signs")}
 
 
 def main() -> None:

@@ -10,9 +10,8 @@ its other seeds.
 """
 
 from scripts.commands import parse_command
-from scripts.study import launch, report
 
-COMMANDS = {"run": launch, "report": report}
+COMMANDS = {"run": "scripts.study.launch", "report": "scripts.study.report"}
 
 
 def main() -> None:

@@ -1,7 +1,9 @@
 import logging
 import sys
 
-from flow_grpo.training.quiet import KNOWN_NOISE, silence_known_noise
+from transformers.utils import import_utils
+
+from flow_grpo.training.quiet import KNOWN_NOISE, silence_import_noise, silence_known_noise
 
 
 def test_known_noise_is_silenced_and_everything_else_stays(capsys, request):
@@ -16,3 +18,15 @@ def test_known_noise_is_silenced_and_everything_else_stays(capsys, request):
     logger.warning("your VAE is on fire")
     said = capsys.readouterr().err
     assert "your VAE is on fire" in said and not any(noise in said for noise in KNOWN_NOISE)
+
+
+def test_what_transformers_says_while_it_is_imported_is_silenced_before():
+    """Handlers come with the libraries; a filter of the logger that speaks can be there first."""
+    logger = logging.getLogger("transformers.utils.import_utils")
+    assert import_utils.logger is logger
+    logger.filters.clear()
+    silence_import_noise()
+    silence_import_noise()
+    record = logging.makeLogRecord({"msg": "`X` requires torchvision (not installed); falling back"})
+    assert len(logger.filters) == 1 and not logger.filter(record)
+    assert logger.filter(logging.makeLogRecord({"msg": "X needs Pillow"}))
