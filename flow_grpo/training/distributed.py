@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flow_grpo.training.policies.load import WEIGHT_DTYPES
 from flow_grpo.training.shards import whole
+
+# How long a process waits for the others, which may have a model to download at the start, or a large checkpoint to write
+# to a slow disk. torch's own ten minutes on GPUs would end such a run. One that has lost a process is ended by its launcher.
+PATIENCE = timedelta(hours=1)
 
 
 class Distributed:
@@ -46,7 +51,7 @@ class Distributed:
             raise ValueError(
                 "DeepSpeed is not supported; launch with scripts/accelerate/fsdp2.yaml, which does as much"
             )
-        return PartialState(cpu=_stays_on_cpu()).num_processes
+        return PartialState(cpu=_stays_on_cpu(), timeout=PATIENCE).num_processes
 
     @staticmethod
     def speaks() -> bool:

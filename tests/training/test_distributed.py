@@ -12,7 +12,7 @@ import torch
 from launching import by_two_processes, run
 
 from flow_grpo.training.checkpoint import list_checkpoints
-from flow_grpo.training.distributed import Distributed, fsdp2_plugin
+from flow_grpo.training.distributed import PATIENCE, Distributed, fsdp2_plugin
 from flow_grpo.training.tracking import read_metrics
 
 HERE = Path(__file__).parent
@@ -49,6 +49,7 @@ def test_the_launched_processes_are_really_two_and_share_the_weights_as_asked(ki
     assert [seen["num_processes"] for seen in two] == [2, 2] and one["num_processes"] == 1
     assert all((seen["module"], seen["parameter"]) == KINDS[kind] for seen in two)
     assert not any(seen["sends_buffers"] for seen in two)
+    assert [seen["patience"] for seen in two] == [PATIENCE.total_seconds()] * 2
     assert one["module"] == "SD3Transformer2DModel"
 
 

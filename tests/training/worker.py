@@ -69,6 +69,7 @@ def main(folder: Path, batch_size: int) -> None:
         {
             "num_processes": parts.distributed.num_processes,
             "module": type(parts.policy.forward_module).__name__,
+            "patience": _patience(),
             "sends_buffers": getattr(parts.policy.forward_module, "forward_sync_buffers", False),
             "parameter": type(parts.policy.trainable_parameters()[0]).__name__,
             "prompts": [entry[0] for entry in in_training],
@@ -82,6 +83,13 @@ def main(folder: Path, batch_size: int) -> None:
         },
         folder / f"{parts.distributed.rank}.pt",
     )
+
+
+def _patience() -> float | None:
+    """The seconds that this process waits for another; None where it is alone."""
+    if not torch.distributed.is_initialized():
+        return None
+    return torch.distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout.total_seconds()
 
 
 if __name__ == "__main__":
