@@ -245,14 +245,14 @@ def check_lengths(policy: Policy, config: ml_collections.ConfigDict) -> str | No
     cut = cut_prompts(policy.num_tokens, config.max_sequence_length, config.dataset)
     if cut is None:
         return None
-    number, length, place, longest = cut
     try:
-        policy.encode_prompts([longest])
+        policy.encode_prompts([cut.prompt])
     except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
+        raise ValueError(f"{cut.place}: {error}") from error
     return (
-        f"prompts of more than max_sequence_length={config.max_sequence_length} tokens: {number}; the model does not see their "
-        f"ends; the longest has {length} ({place}); set --config.max_sequence_length={length}, or shorten them"
+        f"prompts of more than max_sequence_length={config.max_sequence_length} tokens: {cut.number}; the model does not see "
+        f"their ends; the longest has {cut.num_tokens} ({cut.place}); set --config.max_sequence_length={cut.num_tokens}, or "
+        "shorten them"
     )
 
 

@@ -72,16 +72,23 @@ def check_sizes(check: Callable[[Resolution], None], folder: str | Path) -> None
                 raise ValueError(f"{place}: {error}") from error
 
 
-def cut_prompts(num_tokens: Callable[[str], int], most: int, folder: str | Path) -> tuple[int, int, str, str] | None:
-    """The prompts of both splits that have more than `most` tokens: how many they are, and of the longest its number of tokens,
-    its place as "file:line", and itself. None where there are none.
-    """
+class CutPrompts(NamedTuple):
+    """How many prompts have more tokens than a model reads; then the longest: its tokens, its place as "file:line", its text."""
+
+    number: int
+    num_tokens: int
+    place: str
+    prompt: str
+
+
+def cut_prompts(num_tokens: Callable[[str], int], most: int, folder: str | Path) -> CutPrompts | None:
+    """The prompts of both splits that have more than `most` tokens; None where there are none."""
     rows = [row for split in ("train", "test") for row in _read(folder, split)]
     longer = [(length, row) for row in rows if (length := num_tokens(row.prompt)) > most]
     if not longer:
         return None
     length, longest = max(longer, key=lambda each: each[0])
-    return len(longer), length, longest.place, longest.prompt
+    return CutPrompts(len(longer), length, longest.place, longest.prompt)
 
 
 def check_data(

@@ -177,9 +177,8 @@ class Updater:
         for name in dict.fromkeys(name for row in history for name in row):
             values = torch.stack([row[name].detach() for row in history if name in row])
             every = self.distributed.gather(values)
-            every = (
-                every[every.isfinite()] if every.isfinite().any() else every
-            )  # what a step left out would hide the rest
+            finite = every[every.isfinite()]  # a step that was left out would hide the others
+            every = finite if len(finite) else every
             metrics[f"update/{name}"] = float(every.max() if name.endswith("_max") else every.mean())
         first = self.distributed.gather(history[0]["ratio_deviation_max"].reshape(1))
         metrics["update/initial_ratio_deviation"] = float(first.max())
