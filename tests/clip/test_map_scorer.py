@@ -212,7 +212,7 @@ def test_bad_input_is_refused(clip, name, images, prompts, message):
 @pytest.mark.parametrize("divisor", [0, -1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["clipscore", "clip_gradcam"])
 def test_bad_divisor_is_refused(clip, name, divisor):
-    with pytest.raises(ValueError, match="logit_divisor must be positive"):
+    with pytest.raises(ValueError, match="logit_divisor must be (positive|a number)"):
         make_scorer(name, model=clip, logit_divisor=divisor)
 
 
