@@ -35,9 +35,8 @@ def whole_copy(state: Any, keep: bool) -> Any:
 
     def copied(tensor: torch.Tensor) -> torch.Tensor | None:
         joined = whole(tensor)
-        return (
-            joined.to("cpu", copy=True) if keep else None
-        )  # a copy even on the CPU, since training changes the tensor
+        # A copy even on the CPU, since training changes the tensor.
+        return joined.to("cpu", copy=True) if keep else None
 
     copies = tree_map_only(torch.Tensor, copied, state)
     return copies if keep else None
