@@ -166,7 +166,7 @@ class Update(Section):
         "Leave images without an advantage out of an update, as Flow-GRPO does: its means are over the other images only. "
         "The images left out cost no forward pass, and add no KL. The runs with Flow-GRPO's `beta`, which is "
         "tuned to it, use it. When it is off, these images hold the policy to the base model: if 25, 50 or 75% of the images "
-        "have no advantage, the KL weighs 1.3, 2 or 4 times as much against the rest.",
+        "have no advantage, the KL weighs 1.3, 2 or 4 times as much against the rest (1 / (1 - share)).",
     )
     beta: float = field(
         0.04,
