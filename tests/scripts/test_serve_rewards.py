@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from serve_rewards import parse_arguments
+from serve_rewards import main, parse_arguments
 
 from flow_grpo.remote_scorer import RemoteScorer
 from flow_grpo.scorers import make_scorer
@@ -102,6 +102,9 @@ def test_sigterm_ends_the_server_after_what_is_in_hand(start):
         (["--option", "mask_sigma"], "must be key=JSON"),
         (["--option", "mask_sigma=high"], "must be key=JSON"),
         (["--token-env", "NOT_SET"], "NOT_SET is to hold a token"),
+        (["--port", "99999"], "--port: invalid port value: '99999'"),
+        (["--max-mib", "-1"], "--max-mib: invalid positive value: '-1'"),
+        (["--max-requests", "0"], "--max-requests: invalid count value: '0'"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_loaded(arguments, what, capsys, monkeypatch):
@@ -119,6 +122,29 @@ def test_what_only_this_machine_reaches_needs_no_token(arguments, monkeypatch):
     assert parse_arguments().token is None
     monkeypatch.setenv("FLOW_GRPO_REWARD_TOKEN", "abc")
     assert parse_arguments().token == "abc"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--scorer", "no_such"], "unknown scorer 'no_such'; known: "),
+        (["--scorer", "ocr_map", "--option", 'mask_sigma="x"'], "mask_sigma must be a number, got 'x'"),
+    ],
+)
+def test_a_scorer_that_cannot_be_built_ends_the_server_with_the_reason_alone(arguments, what, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["serve_rewards.py", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert what in caught.value.code
+
+
+def test_an_address_in_use_ends_the_server_with_the_reason_alone(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        monkeypatch.setattr(sys, "argv", ["serve_rewards.py", "--scorer", "jpeg_compressibility", "--port", port])
+        with pytest.raises(SystemExit) as caught:
+            main()
+    assert f"no server at 127.0.0.1, port {port}: Address already in use" in caught.value.code
 
 
 def opened(answer):
