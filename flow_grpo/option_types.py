@@ -1,4 +1,4 @@
-"""Refuse an option of a wrong type by its name, before anything computes with it: "0.2" from a command line, None, NaN."""
+"""Refuse an option of a wrong type by its name, before anything computes with it: "0.2" of a command line, None, NaN."""
 
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -31,12 +31,17 @@ def checked_options(function: Callable) -> Callable:
     return checked
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number of any library, and not NaN. A bool is not a number."""
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(value == value)
+
+
 def _fits(value: Any, annotation: Any) -> bool:
     kind, parts = get_origin(annotation) or annotation, get_args(annotation)
     if kind in (Union, UnionType):
         return any(_fits(value, part) for part in parts)
     if kind is float:
-        return isinstance(value, Real) and not isinstance(value, bool) and value == value
+        return is_number(value)
     if kind is int:
         return isinstance(value, Integral) and not isinstance(value, bool)
     if kind is tuple:

@@ -11,6 +11,7 @@ from torch import Tensor
 from .clip.map_scorer import score_together
 from .clip.model import ClipModel
 from .futures import done, then
+from .option_types import is_number
 from .score import PromptErrors, Score, Scorer
 from .scorers import make_scorer, score_extras
 
@@ -115,8 +116,8 @@ def make_scorers(
     if not weights:
         raise ValueError('at least one scorer is needed, got none; give for instance {"ocr_map": 1.0}')
     for name, weight in weights.items():
-        if not math.isfinite(weight):
-            raise ValueError(f"the weight of scorer {name!r} must be finite, got {weight}")
+        if not is_number(weight) or math.isinf(weight):
+            raise ValueError(f"the weight of scorer {name!r} must be a finite number, got {weight!r}")
     options = options or {}
     unused = sorted(set(options) - set(weights))
     if unused:

@@ -78,6 +78,7 @@ def test_default_engine_scores_drawn_text(draw_text):
     [
         ({}, None, "at least one scorer"),
         ({"ocr": float("nan")}, None, "weight of scorer 'ocr'"),
+        ({"ocr": "1"}, None, "weight of scorer 'ocr' must be a finite number, got '1'"),
         ({"ocrr": 1.0}, None, "unknown scorer 'ocrr'"),
         ({"ocr": 1.0}, {"ocr_map": {}}, "options for ocr_map"),
         ({"ocr": 1.0}, {"ocr": {"sigma": 1}}, "scorer 'ocr' does not take sigma"),

@@ -37,6 +37,8 @@ def load_clip(
             raise ValueError("a ClipModel has its tokenizer and dtype already; leave both out")
         return model
     if isinstance(model, tuple):
+        if len(model) != 2 or tokenizer is not None:
+            raise ValueError("a tuple is (model, tokenizer), both loaded; leave the option tokenizer out")
         model, tokenizer = model
     if isinstance(model, os.PathLike):
         model = os.fspath(model)

@@ -49,6 +49,12 @@ def test_long_prompt_is_truncated_as_clip_does_and_said_so(pair):
     assert (embeds[0] - embeds[1]).abs().max() > 1e-3
 
 
+def test_a_pair_brings_its_own_tokenizer(pair):
+    for model, tokenizer in (((*pair, None), None), (pair, pair[1])):
+        with pytest.raises(ValueError, match=r"a tuple is \(model, tokenizer\)"):
+            load_clip(model, tokenizer)
+
+
 def test_a_model_that_the_hub_does_not_give_is_refused_by_name(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="CLIP model models/tinyclip is no folder here, and the hub did not give it"):
