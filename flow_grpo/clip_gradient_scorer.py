@@ -11,7 +11,7 @@ from .clip.map_scorer import ClipMapScorer, without_gaps
 from .clip.model import LOGIT_DIVISOR
 from .clip.trace import Request, Trace
 from .option_types import checked_options
-from .reward_map import gaussian_blur, normalise
+from .reward_map import checked_quantiles, gaussian_blur, normalise
 
 
 class ClipGradientScorer(ClipMapScorer):
@@ -45,13 +45,10 @@ class ClipGradientScorer(ClipMapScorer):
         blur_sigma: float = 0.0,
         complement: bool = True,
     ):
-        low, high = quantiles
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"quantiles must satisfy 0 <= low < high <= 1, got {quantiles}; (0, 1) is min-max")
+        self._quantiles = checked_quantiles(quantiles)
         if not 0 <= blur_sigma < math.inf:
             raise ValueError(f"blur_sigma must be 0 (none) or more pixels, got {blur_sigma}")
         super().__init__(load_clip(model, tokenizer, device, dtype), logit_divisor)
-        self._quantiles = (low, high)
         self._blur_sigma = blur_sigma
         self._complement = complement
 

@@ -41,13 +41,9 @@ class Panel(NamedTuple):
     @property
     def caption(self) -> str:
         caption = f"score {self.reward:.3f}" + ("" if self.valid else ", map not valid")
-        return (
-            caption
-            if self.read is None
-            else f"{caption}, read {self.read!r}"
-            if self.read
-            else f"{caption}, nothing read"
-        )
+        if self.read is None:
+            return caption
+        return f"{caption}, read {self.read!r}" if self.read else f"{caption}, nothing read"
 
 
 def color_map(reward_map: np.ndarray, map_kind: MapKind = "reward") -> np.ndarray:

@@ -59,13 +59,8 @@ class RemoteScorer:
     server gives no score after all retries, or an answer that is not a score.
     """
 
-    OPTIONS_WITHOUT_EFFECT = (
-        "timeout",
-        "retries",
-        "num_connections",
-        "token_env",
-        "max_mib",
-    )  # no effect on any score: a resumed run may change them
+    # no effect on any score: a resumed run may change them
+    OPTIONS_WITHOUT_EFFECT = ("timeout", "retries", "num_connections", "token_env", "max_mib")
 
     @checked_options
     def __init__(

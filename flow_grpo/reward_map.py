@@ -20,9 +20,7 @@ def normalise(reward_map: Tensor, quantiles: tuple[float, float] = (0.0, 1.0)) -
     Do not use it on a map of kind "reward". Such a map has a fixed scale, and stretching would move its neutral value.
     Raises ValueError where the quantiles are not 0 <= low < high <= 1.
     """
-    low, high = quantiles
-    if not 0 <= low < high <= 1:
-        raise ValueError(f"quantiles must satisfy 0 <= low < high <= 1, got {quantiles}; (0, 1) is min-max")
+    low, high = checked_quantiles(quantiles)
     values = reward_map.float().flatten(1)  # (B, H * W)
     if (low, high) == (0, 1):
         floor, ceiling = values.aminmax(dim=1, keepdim=True)  # (B, 1) each; 15 times as fast as kthvalue
@@ -35,6 +33,14 @@ def normalise(reward_map: Tensor, quantiles: tuple[float, float] = (0.0, 1.0)) -
     constant = span <= torch.maximum(floor.abs(), ceiling.abs()) * 1e-6  # a few fp32 ulps
     stretched = ((values - floor) / span.masked_fill(constant, 1.0)).clamp(0, 1)
     return stretched.masked_fill(constant, 0.5).view_as(reward_map)
+
+
+def checked_quantiles(quantiles: tuple[float, float]) -> tuple[float, float]:
+    """The quantiles. Raises ValueError where they are not 0 <= low < high <= 1."""
+    low, high = quantiles
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"quantiles must satisfy 0 <= low < high <= 1, got {quantiles}; (0, 1) is min-max")
+    return low, high
 
 
 def blur_radius(sigma: float) -> int:

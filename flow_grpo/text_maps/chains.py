@@ -65,9 +65,8 @@ class Chains:
         self._came_line, self._came_end = np.full(num, -1), np.zeros(num, dtype=int)
         self._positions = np.arange(num)
         self._lasts: dict[int, _Lasts] = {}  # by line
-        self._values: dict[
-            int, np.ndarray
-        ] = {}  # line -> the value of the best chain that ends with it, at each position
+        # by line: the value of the best chain that ends with it, at each position
+        self._values: dict[int, np.ndarray] = {}
 
     def add(self, line: int, fit: Fit, steps: Sequence[Step], skipped: Sequence[int] = ()) -> None:
         """Try a line behind all lines before it. steps: the earlier lines whose last word it may continue.

@@ -28,7 +28,8 @@ class Targets:
 
     A position is a place before or after a letter. Target t of n letters has the positions origins[t] to origins[t] + n.
 
-    texts, letters: the targets, normalised, and the letters of each. joined: the string, with a line break, which no target has, between two targets.
+    texts, letters: the targets, normalised, and the letters of each.
+    joined: the string, with a line break, which no target has, between two targets.
     target_of, place: for each position the number of its target, and how many of the target's letters stand before it.
     breaks: (T,) arrays of the positions where a line may break. within_word: for each position, whether it is no break.
     after_hyphen: for each position, whether the letter before it is a hyphen.

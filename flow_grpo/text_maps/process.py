@@ -62,7 +62,9 @@ class JudgeFailed(Exception):
 
 
 class EngineProcess:
-    """An OcrEngine that runs elsewhere, and what is done with the lines that it reads. Calls come from one thread at a time; `close` may come from any.
+    """An OcrEngine that runs elsewhere, and what is done with the lines that it reads.
+
+    Calls come from one thread at a time; `close` may come from any.
 
     engine, options: as make_engine takes them. An OcrEngine must be picklable, and its class importable.
     timeout: seconds per image; a process that takes longer is ended.
@@ -78,9 +80,8 @@ class EngineProcess:
                 "give a name, an object of a class at the top of a module, or num_workers=0"
             ) from error
         self._timeout = timeout
-        self._lock = (
-            threading.Lock()
-        )  # guards _process and _closed: `close` must not miss a process that is being started
+        # guards _process and _closed: `close` must not miss a process that is being started
+        self._lock = threading.Lock()
         self._closed = False
         self._start()
 
