@@ -35,6 +35,7 @@ class Trainer:
         self.run_dir = Path(parts.config.run_dir)
         # The state at the start of the present epoch. Only the main process has one.
         self._snapshot: checkpoint.Snapshot | None = None
+        self._copied: int | None = None  # the epoch that the newest snapshot is of, in every process
         self._writing = threading.Lock()
 
     def train(self) -> None:
@@ -78,8 +79,8 @@ class Trainer:
                 due = is_last or stopping or (epoch > first_epoch and self._is_due(epoch))
                 self._snapshot = None  # before the next one is taken: of all weights, two copies may not fit
                 # Where all weights are trained, one copy of them per epoch would cost too much.
-                if copied := due or config.train.adapter != "full":
-                    self._snapshot = self._take_snapshot(epoch)
+                if due or config.train.adapter != "full":
+                    self._copy_state(epoch)
                 if due:
                     self._save()
                 if stopping:
@@ -97,8 +98,7 @@ class Trainer:
                         self._write()
                     raise
                 if metrics is None:
-                    if not copied:
-                        self._snapshot = self._take_snapshot(epoch)
+                    self._copy_state(epoch)
                     self._save()
                     break
                 self.tracker.log(metrics, epoch)
@@ -130,9 +130,13 @@ class Trainer:
         self.distributed.wait_for_everyone()
         return epoch
 
-    def _take_snapshot(self, epoch: int) -> checkpoint.Snapshot | None:
+    def _copy_state(self, epoch: int) -> None:
+        """Take the snapshot of the epoch's start, unless there is one. Every process must call it, before any update."""
+        if self._copied == epoch:
+            return
         parts = self.parts
-        return checkpoint.take_snapshot(parts.policy, parts.optimizer, parts.ema, epoch, self.distributed)
+        self._snapshot = checkpoint.take_snapshot(parts.policy, parts.optimizer, parts.ema, epoch, self.distributed)
+        self._copied = epoch
 
     def _save(self) -> None:
         """Write the newest snapshot; every process must call it."""
@@ -190,6 +194,7 @@ class Trainer:
         complete = len(trajectories) == len(batches)
         scored = scores.collect() if complete else None
         if error := scores.error(self.distributed):
+            self._copy_state(epoch)
             raise error
         if not complete:
             return None

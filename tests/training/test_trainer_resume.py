@@ -155,8 +155,10 @@ def test_a_scorer_that_fails_in_an_evaluation_loses_nothing(make_trainer, tmp_pa
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-000002"]
 
 
-def test_a_scorer_that_fails_ends_the_run_with_its_error_and_a_checkpoint(make_trainer, tmp_path):
-    trainer = make_trainer(tmp_path, eval_every=0, save_every=100)
+@pytest.mark.parametrize("adapter", ["lora", "full"])  # a full run copies no epoch before it needs the copy
+def test_a_scorer_that_fails_ends_the_run_with_its_error_and_a_checkpoint(make_trainer, tmp_path, adapter):
+    fields = {"train.adapter": adapter, "train.learning_rate": 1e-5, "train.beta": 0.0}
+    trainer = make_trainer(tmp_path, eval_every=0, save_every=100, **fields)
     submit, count = trainer.parts.scorers.submit, 0
 
     def failing(*arguments):
