@@ -290,8 +290,10 @@ def test_closed_reader_fails_what_waits_and_leaves_no_process(tmp_path):
 
 def test_forgotten_reader_ends_its_workers_but_not_before_its_results_are_read(tmp_path):
     before = worker_ids()
-    lines = make_reader(MoodyEngine(tmp_path), num_workers=1).submit(greys(51, 204))
+    reader = make_reader(MoodyEngine(tmp_path), num_workers=1)
     (worker,) = worker_ids() - before
+    lines = reader.submit(greys(51, 204))
+    del reader
     gc.collect()
     assert texts(lines.result()) == ["51", "204"]
     del lines
