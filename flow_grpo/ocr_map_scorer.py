@@ -86,7 +86,7 @@ class OcrMapScorer:
         if per_character and isinstance(engine, str):  # an OcrEngine was built with or without them
             options["characters"] = True
         self._prompts = PromptReader(engine, options, normalisation)
-        self._reader = make_reader(engine, num_workers, **options, min_contrast=min_contrast)
+        self._reader = make_reader(engine, num_workers, options, min_contrast)
         self._judge = BoxJudge(reward_bg, missing_penalty, repeat_penalty, extra_penalty, per_character, normalisation)
         self._reward_bg = reward_bg
         self._mask_sigma = mask_sigma

@@ -56,9 +56,8 @@ class OcrScorer:
         engine_options: Mapping[str, Any] | None = None,
         min_contrast: float = 0.0,
     ):
-        options = dict(engine_options or {})
-        self._prompts = PromptReader(engine, options, normalisation)
-        self._reader = make_reader(engine, num_workers, **options, min_contrast=min_contrast)
+        self._prompts = PromptReader(engine, engine_options or {}, normalisation)
+        self._reader = make_reader(engine, num_workers, engine_options, min_contrast)
         self._normalisation = normalisation
 
     def __call__(

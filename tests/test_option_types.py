@@ -25,6 +25,7 @@ def test_what_is_no_number_is_refused_with_the_option_what_it_got_and_its_defaul
         ("ocr_map", {"per_character": "False"}, "per_character must be True or False, got 'False'"),
         ("ocr_map", {"engine_options": "max_side"}, "engine_options must be a mapping of names to values or None"),
         ("ocr_map", {"engine_options": {"max_side": "960"}}, "max_side must be a whole number, got '960'"),
+        ("ocr_map", {"engine_options": {"num_workers": 2}}, "'rapidocr' has no option num_workers"),
         ("ocr_map", {"engine": ["rapidocr"]}, "unknown OCR engine"),
         ("clipscore", {"model": TINY_CLIP, "logit_divisor": "30"}, "logit_divisor must be a number, got '30'"),
         ("clip_attention", {"model": TINY_CLIP, "rollout": 1}, "rollout must be True or False, got 1"),

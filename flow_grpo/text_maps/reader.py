@@ -8,7 +8,7 @@ import logging
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -56,25 +56,29 @@ class Reader(Protocol):
 
 @checked_options
 def make_reader(
-    engine: str | OcrEngine, num_workers: int = 0, image_timeout: float = 60.0, **engine_options: Any
+    engine: str | OcrEngine,
+    num_workers: int = 0,
+    engine_options: Mapping[str, Any] | None = None,
+    min_contrast: float = 0.0,
+    image_timeout: float = 60.0,
 ) -> Reader:
     """Build a reader from an engine's name, with the engine's options, or from an OcrEngine.
 
     num_workers: number of processes that read while the caller goes on, each with its own engine and one thread; 0 reads in
         this process.
+    engine_options, min_contrast: as make_engine takes them.
     image_timeout: seconds per image, after which a worker counts as dead.
     Raises what make_engine raises, before any batch, and ValueError if an OcrEngine cannot be given to a worker.
     """
     if num_workers < 0:
         raise ValueError(f"num_workers must be 0 (read in this process) or more, got {num_workers}")
+    options = {"min_contrast": min_contrast, **(engine_options or {})}
     if num_workers == 0:
-        return SerialReader(make_engine(engine, **engine_options))
+        return SerialReader(make_engine(engine, **options))
     # build one before the others: a failure is reported once, and weights are downloaded once
-    first = EngineProcess(engine, engine_options, image_timeout)
+    first = EngineProcess(engine, options, image_timeout)
     first.wait_until_built()
-    return PooledReader(
-        [first, *(EngineProcess(engine, engine_options, image_timeout) for _ in range(num_workers - 1))]
-    )
+    return PooledReader([first, *(EngineProcess(engine, options, image_timeout) for _ in range(num_workers - 1))])
 
 
 class SerialReader(Reader):

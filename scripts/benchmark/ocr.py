@@ -80,7 +80,7 @@ def flow_grpo_loop(**options) -> ReadTexts:
 
 
 def reader_row(engine: str, num_workers: int, **options) -> ReadTexts:
-    reader = make_reader(engine, num_workers, **options)
+    reader = make_reader(engine, num_workers, options)
     return lambda images: ["".join(line.text for line in lines or []) for lines in reader.submit(images).result()]
 
 

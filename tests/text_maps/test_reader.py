@@ -306,7 +306,7 @@ def test_engine_that_cannot_be_built_raises_at_once(num_workers):
     with pytest.raises(ValueError, match="unknown OCR engine 'easyocr'"):
         make_reader("easyocr", num_workers)
     with pytest.raises(ValueError, match="no option colour"):
-        make_reader("rapidocr", num_workers, colour="red")
+        make_reader("rapidocr", num_workers, {"colour": "red"})
 
 
 def test_engine_that_cannot_be_built_in_a_worker_leaves_no_process(tmp_path):
