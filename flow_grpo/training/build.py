@@ -161,6 +161,8 @@ def _learning(
         policy.trainable_parameters(), lr=train.learning_rate, eps=train.adam_epsilon, weight_decay=train.weight_decay
     )
     policy.forward_module, optimizer = distributed.prepare(policy.network, optimizer, train.max_grad_norm)
+    if train.beta > 0:
+        policy.keep_base()  # of which the KL is
     ema = ExponentialMovingAverage(policy.trainable_parameters(), train.ema_decay, train.ema_every)
     rule = UpdateRule(**{field.name: train[field.name] for field in fields(UpdateRule)})
     return optimizer, ema, Updater(policy, optimizer, ema, distributed, rule)

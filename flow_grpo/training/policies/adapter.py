@@ -1,8 +1,8 @@
 """The part of a pipeline's transformer that is trained: a LoRA beside the frozen weights, or all weights.
 
-Both adapters have the same methods. Within the context of `without()` the network is the base model. `state()` returns
-the weights by name, as they lie in this process. `load` and `save` take whole tensors; `save` writes a folder that
-diffusers reads.
+Both adapters have the same methods. Within the context of `without()` the network is the base model, if `keep_base()` was
+called before the weights changed. `state()` returns the weights by name, as they lie in this process. `load` and `save`
+take whole tensors; `save` writes a folder that diffusers reads.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,6 +53,9 @@ class LoraAdapter:
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # AdamW loses small updates in half precision
 
+    def keep_base(self) -> None:
+        """Nothing to do: the base model's weights stay as they are."""
+
     @contextmanager
     def without(self) -> Iterator[None]:
         # On the bare network: DDP's wrapper has the same layers, so this works with and without it.
@@ -87,8 +90,6 @@ class FullAdapter:
     """All weights, in fp32.
 
     frozen: names of layers that have no gradient and stay as they are.
-    The first call of `load` or `without`, which comes before any update, copies the base model's weights. A run that calls
-    neither keeps no copy, for instance a new run without a KL.
     """
 
     name = "transformer"
@@ -101,9 +102,14 @@ class FullAdapter:
         self._config = self.network.to_json_string()  # with the name of its class, which FSDP2 will change
         self._base: list[torch.Tensor] | None = None  # the base weights, this process's parts of them
 
+    def keep_base(self) -> None:
+        """Copy the weights: four bytes for each, which a run without a KL does not need."""
+        self._base = [part.clone() for part in self._parts()]
+
     @contextmanager
     def without(self) -> Iterator[None]:
-        self._keep_base()
+        if self._base is None:
+            raise RuntimeError("the base model's weights are not kept; call keep_base() before they change")
         self._exchange()
         try:
             yield
@@ -112,10 +118,6 @@ class FullAdapter:
 
     def _parts(self) -> list[torch.Tensor]:
         return own_parts([parameter for parameter in self.network.parameters() if parameter.requires_grad])
-
-    def _keep_base(self) -> None:
-        if self._base is None:
-            self._base = [part.clone() for part in self._parts()]
 
     @torch.no_grad()
     def _exchange(self) -> None:
@@ -133,7 +135,6 @@ class FullAdapter:
         return self.network.state_dict()
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        self._keep_base()
         _copy_into(self.state(), state)
 
     def save(self, folder: Path, state: dict[str, torch.Tensor]) -> None:

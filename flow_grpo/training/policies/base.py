@@ -119,6 +119,9 @@ class Policy(Protocol):
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) in [0, 1], fp32; decoded one by one, so that memory does not grow with B."""
 
+    def keep_base(self) -> None:
+        """Keep what `disable_adapter` needs. Call it after `Distributed.prepare`, and before the weights change."""
+
     def disable_adapter(self) -> AbstractContextManager[None]:
         """Within the context the policy is its frozen base model, also if the network is wrapped for distribution."""
 

@@ -122,6 +122,9 @@ class LoraPipeline:
     def trainable_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
+    def keep_base(self) -> None:
+        self.adapter.keep_base()
+
     def disable_adapter(self) -> AbstractContextManager[None]:
         return self.adapter.without()
 

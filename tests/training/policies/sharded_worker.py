@@ -55,6 +55,7 @@ class Run:
         optimizer = torch.optim.AdamW(self.policy.trainable_parameters(), lr=1e-3)
         # No gradient is so long: a clipped one depends, in the last bit, on the order in which its norm is summed.
         self.policy.forward_module, self.optimizer = distributed.prepare(self.policy.network, optimizer, 1e9)
+        self.policy.keep_base()
         self.ema = ExponentialMovingAverage(self.policy.trainable_parameters(), decay=0.5, update_every=1)
 
     def train(self) -> dict:

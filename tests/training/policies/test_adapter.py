@@ -49,8 +49,7 @@ def test_a_fresh_policy_is_its_own_base_and_its_ratio_is_exactly_one(family, ful
 def test_the_base_comes_back_for_a_while_and_a_backward_pass_does_not_notice(family, latents, prompts):
     policy = family.make_policy(adapter="full")
     base = loss(policy, latents, prompts).detach()
-    with policy.disable_adapter():  # as an update's first pass does: the base is kept from here on
-        pass
+    policy.keep_base()
     shift(policy)
     expected = torch.autograd.grad(loss(policy, latents, prompts), policy.trainable_parameters(), allow_unused=True)
     under_way = loss(policy, latents, prompts)
@@ -66,10 +65,18 @@ def test_a_resumed_policy_still_knows_the_base(family, full, latents, prompts):
     base, other = loss(full, latents, prompts).detach(), family.make_policy(adapter="full")
     shift(other)
     resumed = family.make_policy(adapter="full")
+    resumed.keep_base()
     resumed.load_adapter_state(other.adapter_state())
     assert torch.equal(loss(resumed, latents, prompts), loss(other, latents, prompts))
     with torch.no_grad(), resumed.disable_adapter():
         assert torch.equal(loss(resumed, latents, prompts), base)
+
+
+def test_a_policy_that_was_not_told_to_keep_the_base_has_no_copy_of_it(full):
+    """Four bytes per weight, which a run without a KL does not need, when it begins and when it goes on."""
+    full.load_adapter_state({name: tensor.clone() for name, tensor in full.adapter_state().items()})
+    with pytest.raises(RuntimeError, match="keep_base"), full.disable_adapter():
+        pass
 
 
 def test_the_saved_pipeline_opens_and_draws_what_the_policy_draws(family, prompts, tmp_path):
