@@ -2,30 +2,37 @@
 
 from collections.abc import Callable, Mapping
 from functools import wraps
-from inspect import signature
+from inspect import Parameter, signature
 from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 
-def checked_options(function: Callable) -> Callable:
-    """Decorate a function or an `__init__`: its arguments must be of the kinds that its annotations name.
+def check_options(owner: str, parameters: Mapping[str, Parameter], options: Mapping[str, Any]) -> None:
+    """Raise ValueError if an option is not of the kind that its annotation names. A parameter's own default always passes.
 
     Checked are float (any real number except NaN), int, bool, Mapping, tuples of these (a list will do), and unions with
-    None. A bool is not a number. Every other annotation, such as str, is left to the function.
-    The function raises ValueError with the option, what it got and what is expected.
+    None. A bool is not a number. Every other annotation, such as str, is left to the owner.
+    owner: whose options they are, for the message, which also has the option, what it got and what is expected.
     """
+    for name, value in options.items():
+        parameter = parameters.get(name)
+        if parameter is None or value is parameter.default:
+            continue
+        expected = _expected(parameter.annotation)
+        if expected and not _fits(value, parameter.annotation):
+            kept = "" if parameter.default is parameter.empty else f"; its default is {parameter.default!r}"
+            raise ValueError(f"{owner}: {name} must be {expected}, got {value!r} ({type(value).__name__}){kept}")
+
+
+def checked_options(function: Callable) -> Callable:
+    """Decorate a function or an `__init__`: `check_options` of its arguments comes first."""
     named = signature(function)
     owner = function.__qualname__.removesuffix(".__init__")
 
     @wraps(function)
     def checked(*args, **options):
-        for name, value in named.bind(*args, **options).arguments.items():
-            parameter = named.parameters[name]
-            expected = _expected(parameter.annotation)
-            if expected and not _fits(value, parameter.annotation):
-                kept = "" if parameter.default is parameter.empty else f"; its default is {parameter.default!r}"
-                raise ValueError(f"{owner}: {name} must be {expected}, got {value!r} ({type(value).__name__}){kept}")
+        check_options(owner, named.parameters, named.bind(*args, **options).arguments)
         return function(*args, **options)
 
     return checked

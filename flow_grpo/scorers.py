@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .option_types import check_options
 from .score import Score, Scorer
 
 # Each name stands for "package.module:factory". It is imported on demand, so only users of a scorer need its dependencies.
@@ -33,7 +34,7 @@ def make_scorer(name: str, device: str = "cpu", **options: Any) -> Scorer:
     device: where the model runs; passed only to a factory that takes it.
     options: the factory's keyword arguments.
     Raises ValueError for an unknown name (and lists the known ones), an unknown option (and names the scorer) or an option of a
-    wrong type (as `checked_options`), and ImportError for a missing extra (with its install line).
+    wrong type (`check_options`), and ImportError for a missing extra (with its install line).
     """
     factory = _factory(name)
     accepted = _parameters(name, factory)
@@ -45,6 +46,7 @@ def make_scorer(name: str, device: str = "cpu", **options: Any) -> Scorer:
     if takes_any or "device" in accepted:
         options["device"] = device
     _check_required(name, accepted, options)
+    check_options(f"scorer {name!r}", accepted, options)
     return _checked_scorer(name, factory(**options))
 
 

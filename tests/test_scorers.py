@@ -49,6 +49,9 @@ def brightness_module(monkeypatch):
 
         return scorer
 
+    def sloppy(share: float = None, flag: "bool" = False):
+        return print
+
     module = SimpleNamespace(
         brightness=brightness,
         anything=lambda **options: partial(print, options),
@@ -56,6 +59,7 @@ def brightness_module(monkeypatch):
         a_tuple=lambda: (print, "and more"),
         itself=lambda images, prompts, metadata=None: Score(reward=images.mean((1, 2, 3))),
         demanding=lambda model: print,
+        sloppy=sloppy,
     )
     monkeypatch.setitem(sys.modules, "own_scorers", module)
 
@@ -170,6 +174,12 @@ def test_what_has_no_signature_is_refused_by_the_scorers_name(name):
 def test_unknown_option_names_the_scorer_and_what_it_takes():
     with pytest.raises(ValueError, match="scorer 'ocr_map' does not take blur; it takes engine, reward_bg, mask_sigma"):
         make_scorer("ocr_map", blur=3)
+
+
+def test_an_option_of_ones_own_scorer_is_of_the_type_that_its_factory_names(brightness_module):
+    with pytest.raises(ValueError, match="scorer 'own_scorers:sloppy': share must be a number, got '0.5'"):
+        make_scorer("own_scorers:sloppy", share="0.5")
+    assert make_scorer("own_scorers:sloppy", share=None, flag="a kind that is only named") is print
 
 
 def test_reward_fn_gives_scores_and_the_map():
