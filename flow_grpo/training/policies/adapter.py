@@ -23,7 +23,7 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # the name that diffusers 
 
 
 def lora_config(rank: int, alpha: int, targets: Sequence[str], excluded: Sequence[str] = ()) -> LoraConfig:
-    """What peft makes a LoRA of, in our own linear layers; targets, excluded: as for `LoraAdapter`."""
+    """peft's configuration of a LoRA whose layers are `LoraLinear`. targets, excluded: see `LoraAdapter`."""
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,

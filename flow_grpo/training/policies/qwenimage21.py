@@ -23,9 +23,9 @@ TOKENS_PER_SLOT = 4  # the transformer's mask has one place per 2 x 2 tokens
 
 
 class PromptProcessor(Qwen3VLProcessor):
-    """What the pipeline asks of its processor for text alone. The whole one wants torchvision, which films need.
+    """The pipeline's processor for text alone. The whole processor needs torchvision, for films.
 
-    folder: of the pipeline's processor. Saving copies it, so nothing of the whole one is lost.
+    folder: where the whole processor lies. Saving copies the folder, so nothing is lost.
     """
 
     def __init__(self, folder: Path):
@@ -56,7 +56,7 @@ class TextToImagePipeline(QwenImage21Pipeline):
 
 
 class RowAttention:
-    """Block-causal attention, as the transformer's own, with a rotation per row: rotary_emb is (B, S, D / 2), complex."""
+    """The transformer's own block-causal attention, but each row has its rotation: rotary_emb is (B, S, D / 2), complex."""
 
     _attention_backend = _parallel_config = None  # read by diffusers
 
