@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ml_collections
 from PIL import Image
@@ -17,14 +18,12 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))  # config/ is not installed: it belongs to the checkout
 
 from config.command_line import parse  # noqa: E402
-from flow_grpo.rewards import make_scorers  # noqa: E402
-from flow_grpo.training.build import gold_scorers  # noqa: E402
-from flow_grpo.training.data import load_metadata, load_prompts, load_sizes  # noqa: E402
-from flow_grpo.training.distributed import Distributed  # noqa: E402
-from flow_grpo.training.evaluation import Evaluation, evaluate  # noqa: E402
-from flow_grpo.training.policies.load import load_policy  # noqa: E402
-from flow_grpo.training.rollout import SDE  # noqa: E402
-from flow_grpo.training.samples import sheet  # noqa: E402
+
+if TYPE_CHECKING:
+    import torch
+
+    from flow_grpo.training.evaluation import Evaluation
+    from flow_grpo.training.policies.base import Policy
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,6 +34,8 @@ def main(argv: list[str] | None = None) -> None:
         check(args, config)
     except ValueError as error:
         parser.error(str(error))
+    from flow_grpo.training.samples import sheet
+
     evaluation = score(args, config)
     print(json.dumps({name: round(value, 4) for name, value in evaluation.metrics.items()}, indent=2))
     if args.sheet:
@@ -78,8 +79,16 @@ def check(args: argparse.Namespace, config: ml_collections.ConfigDict) -> None:
         raise ValueError(f"--sheet {args.sheet}: there is no folder {args.sheet.parent}; make it first")
 
 
-def score(args: argparse.Namespace, config: ml_collections.ConfigDict) -> Evaluation:
+def score(args: argparse.Namespace, config: ml_collections.ConfigDict) -> "Evaluation":
     """Sample the held-out prompts and score them."""
+    # here, not above: they bring diffusers, which takes seconds, and neither the help nor an error waits for it
+    from flow_grpo.rewards import make_scorers
+    from flow_grpo.training.build import gold_scorers
+    from flow_grpo.training.data import load_metadata, load_prompts, load_sizes
+    from flow_grpo.training.distributed import Distributed
+    from flow_grpo.training.evaluation import evaluate
+    from flow_grpo.training.rollout import SDE
+
     distributed = Distributed()
     if args.num_prompts is not None:
         config.num_eval_prompts = args.num_prompts
@@ -91,18 +100,7 @@ def score(args: argparse.Namespace, config: ml_collections.ConfigDict) -> Evalua
             f"{config.dataset} has {len(prompts)} test prompts, fewer than the {num_prompts} asked for", file=sys.stderr
         )
     gold = gold_scorers(config, distributed.device)
-    policy = load_policy(
-        config.policy,
-        config.model,
-        config.mixed_precision,
-        lora=args.lora,
-        resolution=config.eval_resolution or config.resolution,
-        lora_rank=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        guidance_scale=sample.guidance_scale,
-        max_sequence_length=config.max_sequence_length,
-        device=distributed.device,
-    )
+    policy = evaluated_policy(config, args.lora, distributed.device)
     by_ode = SDE(sample.eval_num_steps, noise_level=0.0)
     return evaluate(
         policy,
@@ -116,6 +114,24 @@ def score(args: argparse.Namespace, config: ml_collections.ConfigDict) -> Evalua
         num_samples=32,
         gold=gold,
         sizes=load_sizes(config.dataset, "test", config.eval_resolution or config.resolution)[: num_prompts or None],
+    )
+
+
+def evaluated_policy(config: ml_collections.ConfigDict, lora: str | None, device: "torch.device") -> "Policy":
+    """The configuration's model, with the LoRA merged into its weights."""
+    from flow_grpo.training.policies.load import load_policy
+
+    return load_policy(
+        config.policy,
+        config.model,
+        config.mixed_precision,
+        lora=lora,
+        resolution=config.eval_resolution or config.resolution,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        guidance_scale=config.sample.guidance_scale,
+        max_sequence_length=config.max_sequence_length,
+        device=device,
     )
 
 
