@@ -77,12 +77,20 @@ def saved(folder: Path) -> ml_collections.ConfigDict:
 
 
 def hint(path: str, known: list[str]) -> str:
-    """Which known field an unknown one may mean: ", did you mean train.learning_rate?", or which there are."""
+    """Which known field an unknown one may mean, as "did you mean train.learning_rate?", or which there are."""
     by_name = {field.rpartition(".")[2]: field for field in known}
-    leaf = path.rpartition(".")[2]
-    near = [by_name[leaf]] if leaf in by_name else difflib.get_close_matches(path, known, n=1, cutoff=0.6)
-    near = near or [by_name[match] for match in difflib.get_close_matches(leaf, by_name, n=1, cutoff=0.6)]
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+    group, _, leaf = path.rpartition(".")
+    if inside := [field for field in known if field.startswith(f"{path}.")]:
+        return f"it is a group of fields: {', '.join(sorted(inside))}"
+    siblings = {field.rpartition(".")[2]: field for field in known if field.rpartition(".")[0] == group}
+    for fields in (
+        siblings,
+        by_name,
+    ):  # names alone are compared: in "train.lr" the group is like every field of its own
+        near = difflib.get_close_matches(leaf, fields, n=1, cutoff=0.6)
+        if near:
+            return f"did you mean {fields[near[0]]}?"
+    return f"known: {', '.join(sorted(siblings.values() if group and siblings else known))}"
 
 
 def _pairs(arguments: list[str]) -> dict[str, str]:

@@ -28,6 +28,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the package is not installed: it belongs to the checkout
 
+import scripts  # noqa: E402, F401  first: it silences what transformers says while diffusers is imported
 from flow_grpo.training.rollout import SDE, replay, rollout  # noqa: E402
 from flow_grpo.training.tracking import read_metrics  # noqa: E402
 from scripts.benchmark import maps  # noqa: E402

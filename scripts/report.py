@@ -23,6 +23,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.out is None and len(args.runs) > 1:
         parser.error("several runs share one page: say where it goes with --out FILE.html")
+    for run in args.runs:
+        if not run.is_dir():
+            parser.error(f"{run} is no folder; give the folder of a run, such as runs/tiny_ocr_map")
     out = args.out or args.runs[0] / "report.html"
     if not out.parent.is_dir():
         parser.error(f"--out {out}: there is no folder {out.parent}; make it first")

@@ -1,6 +1,7 @@
 """Silence what diffusers and transformers are known to say about nothing; everything else they say stays."""
 
 import logging
+import warnings
 
 # Each is printed at every start and asks for nothing that a user of this trainer could do.
 KNOWN_NOISE = (
@@ -32,6 +33,8 @@ def silence_known_noise() -> None:
 
     for library in (diffusers_logging, transformers_logging):
         library.get_verbosity()  # makes the library's handler, which is where a filter sees what its loggers say
+    # diffusers passes it wherever it asks the hub for a file
+    warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument is deprecated")
     transformers_logging.disable_progress_bar()  # one per component; diffusers' bar counts the components
     for name in ("diffusers", "transformers"):
         for handler in logging.getLogger(name).handlers:

@@ -1,5 +1,6 @@
 import logging
 import sys
+import warnings
 
 from transformers.utils import import_utils
 
@@ -18,6 +19,17 @@ def test_known_noise_is_silenced_and_everything_else_stays(capsys, request):
     logger.warning("your VAE is on fire")
     said = capsys.readouterr().err
     assert "your VAE is on fire" in said and not any(noise in said for noise in KNOWN_NOISE)
+
+
+def test_a_warning_that_every_model_of_the_hub_gives_is_silenced():
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        silence_known_noise()
+        warnings.warn(
+            "The `local_dir_use_symlinks` argument is deprecated and ignored in `hf_hub_download`.", stacklevel=1
+        )
+        warnings.warn("your VAE is on fire", stacklevel=1)
+    assert [str(each.message) for each in said] == ["your VAE is on fire"]
 
 
 def test_what_transformers_says_while_it_is_imported_is_silenced_before():

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants
 
 from flow_grpo.training.policies.base import Policy, PolicySettings
 from flow_grpo.training.policies.families import FAMILIES
@@ -32,13 +33,19 @@ def load_policy(family: str, model: str, mixed_precision: str, lora: str | None 
         _check_family(family, model, policy_class.pipeline_class)
         pipeline = policy_class.pipeline_class.from_pretrained(model, dtype=WEIGHT_DTYPES[mixed_precision])
     except OSError as error:
-        where = "holds no whole pipeline" if Path(model).is_dir() else "is no folder here, and the hub did not give it"
-        raise ValueError(f"model={model} {where}: {error}") from error
+        raise ValueError(f"model={model} {_why_missing(model)}: {error}") from error
     if lora is not None:
         pipeline.load_lora_weights(lora)
         pipeline.fuse_lora(components=["transformer"])
         pipeline.unload_lora_weights()
     return policy_class(pipeline, PolicySettings(**options))
+
+
+def _why_missing(model: str) -> str:
+    if Path(model).is_dir():
+        return "holds no whole pipeline"
+    asked = " (HF_HUB_OFFLINE is set, so only its cache was asked)" if constants.HF_HUB_OFFLINE else ""
+    return f"is no folder here, and the hub did not give it{asked}"
 
 
 def _check_family(family: str, model: str, pipeline_class: type) -> None:
