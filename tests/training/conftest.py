@@ -33,6 +33,7 @@ def _wandb_offline():
     patch = pytest.MonkeyPatch()
     patch.setenv("WANDB_MODE", "offline")
     patch.setenv("WANDB_SILENT", "true")
+    patch.setenv("WANDB_X_SERVICE_WAIT", "600")  # seconds; after 30 a run would go on without wandb
     yield
     patch.undo()
 
