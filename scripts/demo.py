@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument(
         "--config", default="tiny_ocr_map", choices=("tiny_ocr_map", "tiny_ocr"), help="default: %(default)s"
     )
-    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
     parser.add_argument("--run-dir", type=Path, help="default: runs/demo-<date>-<time>-<seed>")
     args, fields = parser.parse_known_args()
     try:

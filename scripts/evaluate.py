@@ -52,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dataset", help="folder with the test prompts; default: the configuration's")
     parser.add_argument("--batch-size", type=int, default=32, help="images per forward pass; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
     parser.add_argument(
         "--sheet", type=Path, metavar="FILE", help="draw the first 32 samples with their maps here: .png or .jpg"
     )

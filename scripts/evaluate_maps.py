@@ -209,8 +209,12 @@ def markdown_table(results: dict[str, dict[str, float]], metrics: Sequence[str] 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="models/tiny-clip", help="any CLIP that load_clip knows")
-    parser.add_argument("--num-scenes", type=_count, default=200, help="each is asked for both of its shapes")
+    parser.add_argument(
+        "--model", default="models/tiny-clip", help="any CLIP that load_clip knows; default: %(default)s"
+    )
+    parser.add_argument(
+        "--num-scenes", type=_count, default=200, help="each is asked for both of its shapes; default: %(default)s"
+    )
     parser.add_argument("--maps", nargs="+", metavar="MAP", help=f"of {', '.join((*MAPS, *CONTROLS))}; default: all")
     parser.add_argument(
         "--scorer", nargs="+", metavar="NAME", help="audit these scorers: registered ones, or package.module:factory"

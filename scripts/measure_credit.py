@@ -175,8 +175,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run of config/grpo.py")
     parser.add_argument("--lora", help="a checkpoint's lora or lora_ema folder; default: the base model")
-    parser.add_argument("--groups", type=int, default=24, help="groups of images; 16 or more")
-    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--groups", type=int, default=24, help="groups of images; 16 or more; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=42, help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="folder for credit.json and credit.png; default: runs/credit/RUN")
     args = parser.parse_args()
     try:

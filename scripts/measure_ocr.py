@@ -272,7 +272,7 @@ TABLES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"{' or '.join(TABLES)}; all by default")
-    parser.add_argument("--size", type=int, default=64, help="side of the images, pixels")
+    parser.add_argument("--size", type=int, default=64, help="side of the images, pixels; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the noise and of the letters that are broken")
     parser.add_argument("--language", choices=("en", "zh"), default="en", help="of the words; zh: simplified Chinese")
     parser.add_argument("--font", type=Path, help="a font file for zh; Noto Sans CJK's by default")

@@ -66,15 +66,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--scorer", required=True, help="a name that make_scorer knows, or package.module:factory")
     parser.add_argument("--option", type=parse_option, action="append", default=[], help="key=JSON, for the scorer")
     parser.add_argument("--device", default="cpu", help="where the scorer's model runs, and gets its images")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=port, default=8000, help="0: a free one")
+    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s, this machine alone")
+    parser.add_argument("--port", type=port, default=8000, help="0: a free one; default: %(default)s")
     parser.add_argument("--token-env", help=f"variable with the token to ask for; default: {DEFAULT_TOKEN_ENV}, if set")
     parser.add_argument("--no-token", action="store_true", help="serve other machines without a token")
-    parser.add_argument("--max-mib", type=positive, default=Limits.max_bytes / 2**20, help="of a request's body")
-    parser.add_argument("--max-batch", type=count, default=Limits.max_batch, help="images of a request")
-    parser.add_argument("--max-requests", type=count, default=Limits.max_requests, help="in hand at a time")
     parser.add_argument(
-        "--timeout", type=positive, default=Limits.timeout, help="seconds for a body, and for an answer"
+        "--max-mib", type=positive, default=Limits.max_bytes / 2**20, help="of a request's body; default: %(default)s"
+    )
+    parser.add_argument(
+        "--max-batch", type=count, default=Limits.max_batch, help="images of a request; default: %(default)s"
+    )
+    parser.add_argument(
+        "--max-requests", type=count, default=Limits.max_requests, help="in hand at a time; default: %(default)s"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=positive,
+        default=Limits.timeout,
+        help="seconds for a body, and for an answer; default: %(default)s",
     )
     args = parser.parse_args()
     try:

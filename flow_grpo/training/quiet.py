@@ -9,6 +9,7 @@ KNOWN_NOISE = (
     "Expected types for vae: (<class 'diffusers.models.autoencoders.autoencoder_kl.AutoencoderKL'>,), got "
     "<class 'diffusers.models.autoencoders.autoencoder_tiny.AutoencoderTiny'>",  # it decodes as well
     "{'block_out_channels': [40, 40, 40]} were passed to AutoencoderTiny",  # diffusers wrote them itself
+    "found with the prefix='text_encoder",  # our LoRA has no keys for the text encoders: the transformer alone is trained
     "There are modules in AutoencoderTiny that should be kept in float32: []",
 )
 
