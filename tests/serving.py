@@ -1,12 +1,10 @@
 """Reward servers for tests: one in a thread of this process, and one in a process of its own."""
 
 import os
-import secrets
-import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from flow_grpo.remote.server import Limits, RewardServer
@@ -34,14 +32,6 @@ def start_server(*arguments, port=0, token=None):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     environment |= {"FLOW_GRPO_REWARD_TOKEN": token} if token else {}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def free_port():
-    """A port of this machine that nobody uses, below those that the system gives to whoever asks for any."""
-    while True:
-        port = 20_000 + secrets.randbelow(10_000)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 def url_of(process):

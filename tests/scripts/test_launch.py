@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flow_grpo.training.tracking import read_metrics
-from tests.serving import free_port
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 SMALL = {

@@ -15,7 +15,8 @@ from serve_rewards import main, parse_arguments
 from flow_grpo.remote_scorer import RemoteScorer
 from flow_grpo.scorers import make_scorer
 from tests.hostile_requests import TOKEN, exchange, hostile_request, request, vanish
-from tests.serving import free_port, start_server, url_of
+from tests.ports import free_port
+from tests.serving import start_server, url_of
 from tests.waiting import wait_until
 
 MOODY = ["--scorer", "tests.moody_scorer:MoodyPool"]

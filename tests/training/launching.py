@@ -3,11 +3,13 @@
 import subprocess
 import sys
 
+from tests.ports import free_port
+
 
 def by_two_processes(kind):
     """The launcher's command line; with the environment's ACCELERATE_USE_CPU the GPUs of the file are not looked for."""
     launch = ["-m", "scripts.launch", "--config_file", f"scripts/accelerate/{kind}.yaml"]
-    return [*launch, "--num_processes=2", "--main_process_port=0"]
+    return [*launch, "--num_processes=2", f"--main_process_port={free_port()}"]
 
 
 def run(command, environment):
