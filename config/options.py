@@ -63,15 +63,21 @@ def help_text() -> str:
         for name, info in section.model_fields.items():
             first = info.description.split(". ")[0].rstrip(".").replace("`", "")
             default = _default(info.default).strip("`")
-            lines.append(f"  {prefix + name:<32}{first} [{default}]")
+            choices = f" ({', '.join(_choices(info))})" if _choices(info) else ""
+            lines.append(f"  {prefix + name:<32}{first}{choices} [{default}]")
+    lines += ["", "docs/options.md says more of each field, with its range."]
     return "\n".join(lines)
 
 
 def range_in_words(info) -> str:
     """The choices of a field, or its bounds; empty where it may be anything of its type."""
-    if choices := (info.json_schema_extra or {}).get("choices"):
-        return ", ".join(f"`{choice}`" for choice in choices if choice)
+    if choices := _choices(info):
+        return ", ".join(f"`{choice}`" for choice in choices)
     return ", ".join(WORDS[limit].format(f"{value:g}") for limit, value in bounds(info).items())
+
+
+def _choices(info) -> list[str]:
+    return [choice for choice in (info.json_schema_extra or {}).get("choices", ()) if choice]
 
 
 def _default(value: Any) -> str:

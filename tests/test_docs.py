@@ -24,6 +24,7 @@ def test_the_page_of_options_is_what_the_fields_say():
 def test_the_help_lists_every_run_and_every_field():
     text = options.help_text()
     assert all(f"  {name} " in text for name in (*RUNS, *leaves(Fields)))
+    assert "  sample.sde                      Rule of a stochastic step (flow, cps) [flow]" in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
