@@ -108,7 +108,7 @@ class RemoteScorer:
         return asyncio.run_coroutine_threadsafe(self._score(request, len(images), images.device), self._loop)
 
     def check_prompts(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None) -> None:
-        """Ask the server. Raises PromptErrors with every prompt that its scorer cannot score.
+        """Ask the server. Raises PromptErrors with every prompt that its scorer cannot score, ValueError if none answers.
 
         A server of an earlier version cannot be asked; it refuses such a prompt when it is to be scored.
         """
@@ -124,6 +124,8 @@ class RemoteScorer:
                     raise
                 logger.warning("%s cannot check prompts before the run (HTTP %d); update it", self._url, error.status)
                 return
+            except _Unanswered as error:
+                raise ValueError(str(error)) from error
             faults |= {first + place: fault for place, fault in found.items()}
         if faults:
             raise PromptErrors(faults, len(prompts))
@@ -154,7 +156,7 @@ class RemoteScorer:
             return await tries(self._try_once, path, request)
         except tenacity.RetryError as failure:
             last = failure.last_attempt.exception()
-            raise RuntimeError(
+            raise _Unanswered(
                 f"{self._url} gave no {path[1:]} in {self._retries + 1} tries, the last: {self._describe(last)}; "
                 "see whether the server runs, and what its log says"
             ) from last
@@ -205,6 +207,10 @@ class _Refused(ValueError):
     def __init__(self, message: str, status: int):
         super().__init__(message)
         self.status = status
+
+
+class _Unanswered(RuntimeError):
+    """No try brought an answer."""
 
 
 class _Unavailable(Exception):

@@ -213,6 +213,8 @@ def test_server_that_stays_away_is_an_error_after_all_tries():
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(RuntimeError, match=f"{url} gave no score in 3 tries, the last: ConnectError"):
             RemoteScorer(url, retries=2)(LEVELS, PROMPTS)
+        with pytest.raises(ValueError, match=f"{url} gave no check in 1 tries, .*; see whether the server runs"):
+            RemoteScorer(url, retries=0).check_prompts(PROMPTS)  # before a run the address is what the user can mend
 
 
 def test_scorer_that_keeps_failing_is_an_error_with_its_reason():
