@@ -171,3 +171,10 @@ def test_the_mathematics_reaches_torch_alone(name):
     brought = set().union(*(third_party(imported(MODULES[each])) for each in {module} | reached(module)))
     assert brought - {"flow_grpo"} <= {"torch"}
     assert within(reached(module), {f"flow_grpo.training.{each}" for each in MATHEMATICS}) == reached(module)
+
+
+def test_what_says_a_wrong_setting_does_not_wait_for_diffusers():
+    """train_sd3.py needs the number of processes to check a configuration; diffusers and peft take most of a start's seconds."""
+    module = "flow_grpo.training.distributed"
+    brought = set().union(*(third_party(imported(MODULES[each])) for each in {module} | reached(module)))
+    assert not brought & {"diffusers", "transformers", "peft"}

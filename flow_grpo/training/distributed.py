@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
 
-from flow_grpo.training.policies.load import WEIGHT_DTYPES
+from flow_grpo.training.precision import WEIGHT_DTYPES
 from flow_grpo.training.shards import whole
 
 # How long a process waits for the others, which may have a model to download at the start, or a large checkpoint to write

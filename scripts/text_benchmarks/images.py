@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from flow_grpo.clip_scorer import ClipScorer
 from flow_grpo.text_maps.engine import OcrEngine
 from flow_grpo.text_maps.reading_order import reading_order
-from flow_grpo.training.policies.load import WEIGHT_DTYPES
+from flow_grpo.training.precision import WEIGHT_DTYPES
 from flow_grpo.training.seeds import sample_seed
 from scripts.text_benchmarks.prompts import Prompt
 

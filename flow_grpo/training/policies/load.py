@@ -5,14 +5,12 @@ import inspect
 import re
 from pathlib import Path
 
-import torch
 from huggingface_hub import constants
 
 from flow_grpo.training.policies.base import Policy, PolicySettings
 from flow_grpo.training.policies.families import FAMILIES
+from flow_grpo.training.precision import WEIGHT_DTYPES
 from flow_grpo.training.quiet import silence_known_noise
-
-WEIGHT_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def load_policy(family: str, model: str, mixed_precision: str, lora: str | None = None, **options) -> Policy:
