@@ -83,10 +83,8 @@ def hint(path: str, known: list[str]) -> str:
     if inside := [field for field in known if field.startswith(f"{path}.")]:
         return f"it is a group of fields: {', '.join(sorted(inside))}"
     siblings = {field.rpartition(".")[2]: field for field in known if field.rpartition(".")[0] == group}
-    for fields in (
-        siblings,
-        by_name,
-    ):  # names alone are compared: in "train.lr" the group is like every field of its own
+    # Names alone are compared: in "train.lr" the group is like every field of its own.
+    for fields in (siblings, by_name):
         near = difflib.get_close_matches(leaf, fields, n=1, cutoff=0.6)
         if near:
             return f"did you mean {fields[near[0]]}?"

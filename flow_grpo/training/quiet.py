@@ -22,9 +22,8 @@ class _NoiseFilter(logging.Filter):
 
 def silence_import_noise() -> None:
     """Call it before diffusers or transformers are imported. It imports neither; calling it twice changes nothing."""
-    _filter_once(
-        logging.getLogger("transformers.utils.import_utils")
-    )  # speaks of torchvision while others are imported
+    # It speaks of torchvision while others are imported.
+    _filter_once(logging.getLogger("transformers.utils.import_utils"))
 
 
 def silence_known_noise() -> None:
