@@ -3,12 +3,13 @@
     make demo
     python scripts/demo.py --seed 1 --config tiny_ocr --config.num_epochs=4      # any field, as in training
 
-The script launches train_sd3.py by accelerate. It then writes summary.json, curve.png and samples.png beside the run's own
+The script launches train_sd3.py by scripts/launch.py. It then writes summary.json, curve.png and samples.png beside the run's own
 files (metrics.jsonl, images/, checkpoints with the LoRA), and prints held-out reward and accuracy before and after.
 """
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -24,17 +25,24 @@ from flow_grpo.training.tracking import read_metrics  # noqa: E402
 
 
 def launch(config: str, run_dir: Path, seed: int, fields: list[str]) -> float:
-    """Train in a process of its own; returns its seconds. Exits with its status where it fails."""
+    """Train in a process of its own; returns its seconds. Exits where that fails, or is stopped before its end."""
     device = [] if torch.cuda.is_available() else ["--cpu"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *device]
+    command = [sys.executable, "-m", "scripts.launch", *device]
     command += ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["train_sd3.py", "--config", f"config/grpo.py:{config}"]
     command += [f"--config.run_dir={run_dir}", f"--config.seed={seed}", *fields]
     print(" ".join(command[command.index("train_sd3.py") :]), flush=True)
     started = time.perf_counter()
-    status = subprocess.run(command).returncode
+    with subprocess.Popen(command) as run:
+        # Ctrl-C reaches the run as well, which then saves and says how to go on: this process waits for that
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        status = run.wait()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if status:
         sys.exit(status)
+    num_epochs = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["num_epochs"]
+    if not (run_dir / f"checkpoint-{num_epochs:06d}").is_dir():
+        sys.exit("demo.py: the run was stopped before its end, so before and after are not compared")
     return time.perf_counter() - started
 
 
@@ -99,7 +107,8 @@ def main() -> None:
     parser.add_argument("--run-dir", type=Path, help="default: runs/demo-<date>-<time>-<seed>")
     args, fields = parser.parse_known_args()
     try:
-        parse(["--config", f"config/grpo.py:{args.config}", *fields])
+        if not parse(["--config", f"config/grpo.py:{args.config}", *fields]).eval_every:
+            raise ValueError("eval_every=0: the demo compares evaluations, so it must be above 0")
     except ValueError as error:
         parser.error(str(error))
     run_dir = args.run_dir or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}-{args.seed}"

@@ -9,6 +9,7 @@ them after 30 seconds, and then end with a traceback and status 1. If a process 
 import logging
 import os
 import signal
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -53,3 +54,5 @@ if __name__ == "__main__":
         main()
     except ChildFailedError as error:
         sys.exit(last_words(error))
+    except subprocess.CalledProcessError as error:  # of a single process, which has had its last words
+        sys.exit(error.returncode)

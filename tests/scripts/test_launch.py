@@ -73,6 +73,27 @@ def test_multi_node_says_what_it_is_not_told(environment):
     assert done.returncode == 2 and "NODE_RANK is missing" in done.stderr
 
 
+def test_a_single_process_that_fails_has_the_last_words(tmp_path, environment):
+    (tmp_path / "run.py").write_text("import sys; print('the last words'); sys.exit(3)")
+    command = [
+        "-m",
+        "scripts.launch",
+        "--cpu",
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
+    done = subprocess.run(
+        [sys.executable, *command, tmp_path / "run.py"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 3 and done.stdout == "the last words\n" and done.stderr == ""
+
+
 @pytest.mark.parametrize("script", ["cpu.sh", "one_node.sh", "multi_node.sh"])
 def test_an_unknown_kind_is_refused_by_name(environment, script):
     done = subprocess.run([f"scripts/{script}"], env=environment | {"KIND": "zero9"}, capture_output=True, text=True)
