@@ -17,10 +17,11 @@ from types import FrameType
 
 import psutil
 from accelerate.commands.launch import main
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the trainer is not installed: it belongs to the checkout
 
+from flow_grpo.training.failures import FailedElsewhere  # noqa: E402
 from flow_grpo.training.interrupt import heard_signals  # noqa: E402
 
 # What torch's launcher does with signals itself: it must leave ours to us.
@@ -42,9 +43,15 @@ def pass_on(number: int, frame: FrameType | None) -> None:
 
 def last_words(error: ChildFailedError) -> str:
     """Which process failed first, and why, in one line: the others end because of it."""
-    rank, failure = error.get_first_failure()
-    reason = failure.message["message"] if isinstance(failure.message, dict) else failure.message
+    told = {rank: (reason_of(failure), failure) for rank, failure in error.failures.items()}
+    # The others may fail within the same second, and torch's times are in seconds.
+    own = {rank: pair for rank, pair in told.items() if not pair[0].startswith(FailedElsewhere.__name__)} or told
+    rank, (reason, failure) = min(own.items(), key=lambda item: item[1][1].timestamp)
     return f"launch: process {rank} failed first, with exit status {failure.exitcode}: {reason}"
+
+
+def reason_of(failure: ProcessFailure) -> str:
+    return failure.message["message"] if isinstance(failure.message, dict) else failure.message
 
 
 if __name__ == "__main__":

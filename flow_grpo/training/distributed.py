@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
 
+from flow_grpo.training.failures import FailedElsewhere
 from flow_grpo.training.precision import WEIGHT_DTYPES
 from flow_grpo.training.shards import whole
 
@@ -121,14 +122,14 @@ class Distributed:
     def settle(self, error: Exception | None) -> None:
         """Raise in every process if any has an error. Every process must call it.
 
-        A process with an error raises that; the others raise a RuntimeError that quotes it.
+        A process with an error raises that; the others raise FailedElsewhere, which quotes it.
         """
         errors = self.gather_objects(None if error is None else f"{type(error).__name__}: {error}")
         if error is not None:
             raise error
         for rank, text in enumerate(errors):
             if text is not None:
-                raise RuntimeError(f"process {rank} of this run failed: {text}")
+                raise FailedElsewhere(f"process {rank} of this run failed: {text}")
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is True in any process. Every process must call it."""

@@ -13,6 +13,7 @@ from flow_grpo.reward_map import pool_to_tokens
 from flow_grpo.rewards import WeightedScorers, measured, weighted_sum
 from flow_grpo.score import Score, to_uint8
 from flow_grpo.training.distributed import Distributed
+from flow_grpo.training.failures import FailedElsewhere
 from flow_grpo.training.image_signals import image_signals
 from flow_grpo.training.records import Scored, TokenMap
 from flow_grpo.training.samples import Sample, make_samples
@@ -72,7 +73,7 @@ class PendingScores:
         """The error to raise if a scorer failed in any process, else None. Every process must call it."""
         if not distributed.any(self.failure is not None):
             return None
-        return self.failure or RuntimeError("a scorer failed in another process of this run; the error stands there")
+        return self.failure or FailedElsewhere("a scorer failed in another process of this run; the error stands there")
 
     def _collected(self, batch: _Batch) -> Scored:
         scores = {name: future.result() for name, future in batch.scores.items()}

@@ -1,5 +1,6 @@
 """The launch scripts, run for real on this machine: CPU processes take the place of GPUs, and of machines."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from flow_grpo.training.failures import FailedElsewhere
 from flow_grpo.training.tracking import read_metrics
 from tests.ports import free_port
 from tests.waiting import wait_until
@@ -136,3 +139,20 @@ def test_a_launch_script_says_what_a_run_refuses_without_a_traceback(environment
     assert last.startswith("launch: process ") and "try batch" in last
     # process 0 says it, too, unless the launcher ends it first, because process 1 has failed
     assert len(said) <= 1 and all(line.startswith("train_sd3.py: num_groups") for line in said)
+
+
+def test_the_last_words_name_the_process_that_failed_and_not_those_that_heard_of_it(tmp_path, monkeypatch):
+    """All of them fail within a second, and torch counts seconds."""
+    monkeypatch.setenv("PET_SIGNALS_TO_HANDLE", "SIGQUIT")  # which the launcher sets for its whole process
+    from scripts.launch import last_words
+
+    failures = {}
+    heard = [FailedElsewhere("a scorer failed in another process of this run"), FailedElsewhere("process 2 failed")]
+    for rank, raised in enumerate([*heard, RuntimeError("the reward has failed")]):
+        file = tmp_path / f"{rank}.json"
+        message = {"message": f"{type(raised).__name__}: {raised}", "extraInfo": {"timestamp": "1700000000"}}
+        file.write_text(json.dumps({"message": message}))  # as torch's `record` writes it
+        failures[rank] = ProcessFailure(local_rank=rank, pid=7, exitcode=1, error_file=str(file))
+    expected = "launch: process 2 failed first, with exit status 1: RuntimeError: the reward has failed"
+    assert last_words(ChildFailedError("train", failures)) == expected
+    assert "process 0 failed first" in last_words(ChildFailedError("train", {0: failures[0]}))

@@ -211,6 +211,7 @@ def run_that_fails(folder, options, environment, before=""):
 def test_a_scorer_that_fails_in_one_process_ends_the_run_of_all_with_its_error(tmp_path, process_environment):
     said = run_that_fails(tmp_path, {"fails_after": 2, "fails_in": "1"}, process_environment, SLOW_END)
     assert "the reward has failed" in said and "in another process of this run" in said
+    assert "launch: process 1 failed first, with exit status 1: RuntimeError: the reward has" in said.splitlines()[-1]
     assert list_checkpoints(tmp_path / "run") == []  # nothing was trained yet, and the mended run may take the folder
 
 
