@@ -264,4 +264,7 @@ class Trainer:
                 save_best(self.run_dir, parts.policy, *best)
         self.tracker.log(evaluation.metrics | self.tracker.log_evaluation(evaluation.values, epoch), epoch)
         self.tracker.log_samples("eval/samples", evaluation.samples, epoch)
+        if self.distributed.is_main:
+            told = dict.fromkeys(["eval/reward", config.best_metric or "eval/reward"])
+            tqdm.write(f"epoch {epoch}: " + ", ".join(f"{name} {evaluation.metrics[name]:.3f}" for name in told))
         self.tracker.report(base.get_config().to_dict())

@@ -14,6 +14,7 @@ from tiny_run import rollout_rows, state_of, timeless_rows
 
 from flow_grpo.training.checkpoint import list_checkpoints, read_origin
 from flow_grpo.training.json_lines import read_rows
+from flow_grpo.training.tracking import read_metrics
 from tests.waiting import wait_until
 
 
@@ -91,6 +92,8 @@ def test_a_run_that_was_stopped_before_its_last_evaluation_goes_on_to_it(make_tr
     assert evaluated_epochs(tmp_path) == [0]
     make_trainer(tmp_path, num_epochs=1, resume_from="latest").train()
     assert evaluated_epochs(tmp_path) == [0, 1]
+    measured = [row["eval/reward"] for row in read_metrics(tmp_path) if "eval/reward" in row]
+    assert f"epoch 1: eval/reward {measured[-1]:.3f}" in capsys.readouterr().out
     with pytest.raises(ValueError, match="has all 1 epochs"):
         make_trainer(tmp_path, num_epochs=1, resume_from="latest")
 
