@@ -13,7 +13,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from flow_grpo.training.failures import FailedElsewhere
 from flow_grpo.training.tracking import read_metrics
 from tests.ports import free_port
-from tests.waiting import wait_until
+from tests.waiting import counting_late_signals_as_one, wait_until
 
 SMALL = {
     **{"num_groups": 2, "group_size": 4, "batch_size": 2, "num_epochs": 1, "eval_every": 0},
@@ -114,11 +114,7 @@ def test_a_machine_without_a_gpu_is_refused_before_anything_is_loaded(environmen
 
 
 def test_signals_to_a_launch_script_end_the_run_as_one_process_ends_it(environment, tmp_path):
-    # the time within which signals count as one; on a busy machine two may come more than two seconds apart
-    (tmp_path / "sitecustomize.py").write_text(
-        "from flow_grpo.training import interrupt\ninterrupt.ONE_SIGNAL_SECONDS = 600.0\n"
-    )
-    environment["PYTHONPATH"] += f"{os.pathsep}{tmp_path}"
+    environment = counting_late_signals_as_one(environment, tmp_path)
     process = start("cpu.sh", tmp_path / "run", environment, num_epochs=1000)
     try:
         wait_until(lambda: read_metrics(tmp_path / "run") or process.poll() is not None)
