@@ -13,11 +13,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image, ImageDraw, ImageFont
 
 from flow_grpo.text_maps.engine import make_engine
 
 ROOT = Path(__file__).parents[1]
+
+# The same examples in every run: a change fails where it was made, and not another one by chance.
+# pytest --hypothesis-profile=default looks for new ones.
+settings.register_profile("same examples", derandomize=True, deadline=None)
+settings.load_profile("same examples")
 
 
 def pytest_runtest_setup():

@@ -56,7 +56,7 @@ def worker_ids(parent=None):
 def is_running(process_id):
     try:
         return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before its file was opened, or before it was read
         return False
 
 
